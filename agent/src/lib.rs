@@ -1,0 +1,1 @@
+//! The host agent (mayflyd) and the command line (mayfly).

@@ -1,0 +1,1 @@
+//! Sharing, derivation, IV, signatures and Merkle hashing: bytes in, bytes out; no state, no I/O.

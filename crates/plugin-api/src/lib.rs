@@ -1,0 +1,1 @@
+//! C table for plugins, host process and facade, guest macros, contract suites.

@@ -1,0 +1,1 @@
+//! Locked, guarded, wiped memory: the only home of key bytes.

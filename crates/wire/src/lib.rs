@@ -1,0 +1,1 @@
+//! The language of the application socket; depends on none of our crates.

@@ -1,0 +1,1 @@
+//! Verified replica of the ledger and its WebSocket sync.

@@ -1,0 +1,1 @@
+//! The ledger's gateway: sequencer and fan-out over a backend plugin.

@@ -1,0 +1,1 @@
+//! Ledger backend plugin: one redb file, fsync before acknowledging.

@@ -1,0 +1,1 @@
+//! Vault plugin: keys of a device in passphrase-sealed files (software only, for development).

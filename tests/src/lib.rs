@@ -1,0 +1,1 @@
+//! Harness and whole-system tests: real agents, gateways and clients.
