@@ -1,1 +1,23 @@
-//! Sharing, derivation, IV, signatures and Merkle hashing: bytes in, bytes out; no state, no I/O.
+//! Mayfly's cryptography: sharing, derivation, IV, sealing, signatures, Merkle hashing.
+//!
+//! Bytes in, bytes out: no state, no clock, no input or output but the kernel's randomness. Nothing here decides *who* may do
+//! something; that is `mayfly-protocol`.
+//!
+//! What must never happen in this crate:
+//! - a secret (root, shard, key, seed, shared secret) outside an arena slot of `mayfly-secmem` or the secret stack;
+//! - a secret in a `Vec`, a `String`, a `Debug` output or an error;
+//! - a branch or a table index that depends on a secret (public keys, indices, commitments and lengths are public);
+//! - a panic, or an allocation without a named bound, on bytes that came from outside.
+//!
+//! | Module | Is |
+//! |---|---|
+//! | [`enc`] | the one injective encoding of everything that is hashed, signed or derived from |
+//! | [`sign`] | Ed25519 (ZIP-215) and ECDSA P-256 (low-S) |
+//! | [`merkle`] | RFC 6962 hashing, frontier, inclusion and consistency proofs |
+//! | [`checkpoint`] | C2SP checkpoints, signed notes and cosignatures |
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod enc;
+pub mod merkle;
+pub mod sign;
