@@ -3,7 +3,8 @@
 //! Segments of 64 KiB are mapped as needed, up to [`ARENA_BYTES_MAX`], and cut into slabs of 16 KiB. A slab serves one size
 //! class at a time and keeps a bitmap of its free slots *outside* the secret pages, so that a free slot is all zeros, which
 //! [`verify_free_slots_zero`] checks. Taking and giving back a slot is one compare-and-swap on that bitmap; only growth, or a
-//! hunt for a slab with room, takes the lock.
+//! hunt for a slab with room, takes the lock. Threads on different CPUs take from different slabs while there is room for
+//! that, since they would otherwise quarrel over one bitmap.
 //!
 //! # Rules
 //! * A slot's bit is set (free) only after the slot was wiped (`Release`), and taken with `Acquire`.
@@ -27,6 +28,8 @@ const SLOT_BYTES_MIN: usize = 32;
 /// 32, 64, … 16,384 bytes.
 const CLASSES: usize = (SLAB_BYTES / SLOT_BYTES_MIN).ilog2() as usize + 1;
 const WORDS: usize = SLAB_BYTES / SLOT_BYTES_MIN / 64;
+/// Groups of CPUs with slabs of their own.
+const SHARDS: usize = 8;
 
 /// State of the secret memory, for `status` and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,11 +75,12 @@ impl Slot {
             });
         }
         let class = class_of(len);
-        let hint = HINTS[class].load(Ordering::Acquire);
+        let shard = shard_of_this_cpu();
+        let hint = HINTS[shard].0[class].load(Ordering::Acquire);
         // SAFETY: hints are null or point to slabs, which live for ever.
         let slot = match unsafe { hint.as_ref() }.and_then(|slab| slab.take(class)) {
             Some(slot) => slot,
-            None => take_slowly(class)?,
+            None => take_slowly(class, shard)?,
         };
         debug_assert!(slot.is_zero(), "a free slot of secret memory was not zero");
         Ok(slot)
@@ -107,9 +111,11 @@ impl Drop for Slot {
         let index = (self.pointer.as_ptr() as usize - self.slab.base.as_ptr() as usize) / bytes;
         let class = self.slab.class.load(Ordering::Relaxed) as usize;
         self.slab.free[index / 64].fetch_or(1 << (index % 64), Ordering::Release);
+        // The next taker likes a slab that surely has room.
+        let shard = self.slab.shard.load(Ordering::Relaxed) as usize;
         let slab = ptr::from_ref(self.slab).cast_mut();
-        if HINTS[class].load(Ordering::Relaxed) != slab {
-            HINTS[class].store(slab, Ordering::Release);
+        if HINTS[shard].0[class].load(Ordering::Relaxed) != slab {
+            HINTS[shard].0[class].store(slab, Ordering::Release);
         }
     }
 }
@@ -119,6 +125,7 @@ impl Drop for Slot {
 struct Slab {
     base: NonNull<u8>,
     class: AtomicU8,
+    shard: AtomicU8,
     /// bit set = slot free
     free: [AtomicU64; WORDS],
 }
@@ -176,13 +183,15 @@ impl Slab {
         Box::leak(Box::new(Self {
             base,
             class: AtomicU8::new(0),
+            shard: AtomicU8::new(0),
             free: [const { AtomicU64::new(0) }; WORDS],
         }))
     }
 
     /// Lets the slab serve `class` and takes its first slot before anybody else can see one. The caller owns the whole slab.
-    fn assign(&'static self, class: usize) -> Slot {
+    fn assign(&'static self, class: usize, shard: usize) -> Slot {
         self.class.store(class as u8, Ordering::Relaxed);
+        self.shard.store(shard as u8, Ordering::Relaxed);
         for (position, word) in self.free.iter().enumerate() {
             let taken = u64::from(position == 0);
             word.store(full_word(class, position) & !taken, Ordering::Release);
@@ -250,8 +259,12 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     mapped_bytes: 0,
 });
 
-/// For each class the slab that last had room.
-static HINTS: [AtomicPtr<Slab>; CLASSES] = [const { AtomicPtr::new(ptr::null_mut()) }; CLASSES];
+/// For each class the slab of this shard that last had room.
+#[repr(align(128))]
+struct Hints([AtomicPtr<Slab>; CLASSES]);
+
+static HINTS: [Hints; SHARDS] =
+    [const { Hints([const { AtomicPtr::new(ptr::null_mut()) }; CLASSES]) }; SHARDS];
 
 impl Registry {
     fn lock() -> MutexGuard<'static, Self> {
@@ -259,15 +272,30 @@ impl Registry {
         REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A slab that nobody uses: a spare one, a new one, or one that another class has left empty.
-    fn unused_slab(&mut self) -> Result<&'static Slab, Exhausted> {
-        if let Some(slab) = self.spare.pop() {
-            return Ok(slab);
+    /// A slot of `class`, by what costs least in the long run: a slab of this shard, a new one, one of another shard, one
+    /// that another class has left empty.
+    fn slot(&mut self, class: usize, shard: usize) -> Result<Slot, Exhausted> {
+        if let Some(slot) = self.slot_of(class, |slab| {
+            slab.shard.load(Ordering::Relaxed) as usize == shard
+        }) {
+            return Ok(slot);
         }
-        match self.grow() {
-            Ok(slab) => Ok(slab),
-            Err(full) => self.reclaim().ok_or(full),
-        }
+        let slab = match self.spare.pop().map_or_else(|| self.grow(), Ok) {
+            Ok(slab) => slab,
+            Err(full) => match self.slot_of(class, |_| true) {
+                Some(slot) => return Ok(slot),
+                None => self.reclaim().ok_or(full)?,
+            },
+        };
+        self.assigned[class].push(slab);
+        Ok(slab.assign(class, shard))
+    }
+
+    fn slot_of(&self, class: usize, suits: impl Fn(&Slab) -> bool) -> Option<Slot> {
+        self.assigned[class]
+            .iter()
+            .filter(|slab| suits(slab))
+            .find_map(|slab| slab.take(class))
     }
 
     fn grow(&mut self) -> Result<&'static Slab, Exhausted> {
@@ -294,19 +322,10 @@ impl Registry {
 }
 
 #[cold]
-fn take_slowly(class: usize) -> Result<Slot, Exhausted> {
-    let mut registry = Registry::lock();
-    for slab in &registry.assigned[class] {
-        if let Some(slot) = slab.take(class) {
-            HINTS[class].store(ptr::from_ref(*slab).cast_mut(), Ordering::Release);
-            return Ok(slot);
-        }
-    }
-    let slab = registry.unused_slab()?;
-    let first = slab.assign(class);
-    registry.assigned[class].push(slab);
-    HINTS[class].store(ptr::from_ref(slab).cast_mut(), Ordering::Release);
-    Ok(first)
+fn take_slowly(class: usize, shard: usize) -> Result<Slot, Exhausted> {
+    let slot = Registry::lock().slot(class, shard)?;
+    HINTS[shard].0[class].store(ptr::from_ref(slot.slab).cast_mut(), Ordering::Release);
+    Ok(slot)
 }
 
 /// Maps the first segment, so that a process without secret memory fails at its start.
@@ -355,6 +374,11 @@ pub fn verify_free_slots_zero() -> Result<(), DirtySlot> {
     }
     drop(registry);
     crate::stack::verify_resting_stacks_zero()
+}
+
+#[inline]
+fn shard_of_this_cpu() -> usize {
+    sys::cpu() % SHARDS
 }
 
 #[inline]
@@ -447,7 +471,7 @@ mod tests {
     #[test]
     fn a_slab_can_be_taken_whole_only_when_empty() {
         let slab = Slab::leak(NonNull::dangling());
-        let kept = std::mem::ManuallyDrop::new(slab.assign(3));
+        let kept = std::mem::ManuallyDrop::new(slab.assign(3, 0));
         assert!(!slab.take_all());
         assert_eq!(slab.free_slots(), slots_per_slab(3) - 1);
         assert!(slab.take(4).is_none(), "wrong class");

@@ -132,7 +132,5 @@ fn map_one() -> Result<Option<NonNull<u8>>, Exhausted> {
 
 #[inline]
 fn place_of_this_cpu() -> usize {
-    // SAFETY: takes nothing and touches nothing of ours; -1 on a system without it.
-    let cpu = unsafe { libc::sched_getcpu() };
-    usize::try_from(cpu).unwrap_or(0) % SECRET_STACKS_MAX
+    sys::cpu() % SECRET_STACKS_MAX
 }
