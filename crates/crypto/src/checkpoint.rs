@@ -80,39 +80,36 @@ pub enum SignatureType {
 /// The origin of a network's ledger: `mayfly/<lower-case hex of its id>`; also the name of its gateway's key.
 #[must_use]
 pub fn origin(network_id: &[u8]) -> String {
-    network_id
-        .iter()
-        .fold(String::from("mayfly/"), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-            text
-        })
+    network_id.iter().fold(String::from("mayfly/"), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
 }
 
 /// `SHA-256(name || 0x0A || type || public key)[..4]` as a big-endian number (signed-note, "Signatures").
 #[must_use]
 pub fn key_id(name: &str, kind: SignatureType, public: &[u8; 32]) -> u32 {
-    let digest = Sha256::new()
-        .chain_update(name)
-        .chain_update([b'\n', kind as u8])
-        .chain_update(public)
-        .finalize();
-    let (id, _) = digest
-        .split_first_chunk()
-        .expect("SHA-256 has more than four bytes");
+    let digest = Sha256::new().chain_update(name).chain_update([b'\n', kind as u8]).chain_update(public).finalize();
+    let (id, _) = digest.split_first_chunk().expect("SHA-256 has more than four bytes");
     u32::from_be_bytes(*id)
 }
 
-/// What a witness signs: `cosignature/v1`, the time in POSIX seconds, and the whole note text (tlog-cosignature, "Ed25519 signed message").
+/// The note text of a head, with its final newline: what the gateway signs (tlog-checkpoint, "Note text").
+#[must_use]
+pub fn body(origin: &str, size: u64, root: &Hash) -> String {
+    format!("{origin}\n{size}\n{}\n", BASE64.encode(root))
+}
+
+/// What a witness signs: `cosignature/v1`, the time in POSIX seconds, and the note text (tlog-cosignature, "Ed25519 signed message").
 ///
-/// The caller signs it with its own key and makes the line with [`SignatureLine::cosignature_v1`].
-///
-/// # Errors
-/// [`NoteError::BadTime`].
-pub fn cosignature_message(time: u64, checkpoint: &Checkpoint) -> Result<Vec<u8>, NoteError> {
-    if time > COSIGNATURE_TIME_MAX {
-        return Err(NoteError::BadTime(time));
-    }
-    Ok(format!("cosignature/v1\ntime {time}\n{}", checkpoint.body()).into_bytes())
+/// A time beyond [`COSIGNATURE_TIME_MAX`] gives a message that no signature line can carry.
+#[must_use]
+pub fn cosignature_message(time: u64, origin: &str, size: u64, root: &Hash) -> Vec<u8> {
+    cosigned_bytes(time, &body(origin, size, root))
+}
+
+fn cosigned_bytes(time: u64, body: &str) -> Vec<u8> {
+    format!("cosignature/v1\ntime {time}\n{body}").into_bytes()
 }
 
 /// The head of a log: whose, how many leaves, which root.
@@ -130,7 +127,7 @@ impl Checkpoint {
     /// # Errors
     /// [`NoteError::BadCheckpoint`] when the origin or the size is out of bounds.
     pub fn new(origin: &str, size: u64, root: &Hash) -> Result<Self, NoteError> {
-        Self::parse(&format!("{origin}\n{size}\n{}\n", BASE64.encode(root)))
+        Self::parse(&body(origin, size, root))
     }
 
     /// Reads the three lines of a checkpoint, each ended by a newline, and nothing else.
@@ -138,30 +135,19 @@ impl Checkpoint {
     /// # Errors
     /// [`NoteError::BadCheckpoint`].
     pub fn parse(body: &str) -> Result<Self, NoteError> {
-        let text = body
-            .strip_suffix('\n')
-            .ok_or(NoteError::BadCheckpoint("does not end in a newline"))?;
+        let text = body.strip_suffix('\n').ok_or(NoteError::BadCheckpoint("does not end in a newline"))?;
         let mut lines = text.split('\n');
-        let (Some(origin), Some(size), Some(root), None) =
-            (lines.next(), lines.next(), lines.next(), lines.next())
+        let (Some(origin), Some(size), Some(root), None) = (lines.next(), lines.next(), lines.next(), lines.next())
         else {
             return Err(NoteError::BadCheckpoint("has other than three lines"));
         };
         if origin.is_empty() || origin.len() > NAME_BYTES_MAX || has_control(origin) {
-            return Err(NoteError::BadCheckpoint(
-                "origin is empty, too long or has control characters",
-            ));
+            return Err(NoteError::BadCheckpoint("origin is empty, too long or has control characters"));
         }
-        let size = parse_decimal(size).ok_or(NoteError::BadCheckpoint(
-            "size is not a plain decimal number in range",
-        ))?;
-        let root =
-            decode_root(root).ok_or(NoteError::BadCheckpoint("root is not 32 bytes in base64"))?;
-        Ok(Self {
-            body: body.to_owned(),
-            size,
-            root,
-        })
+        let size =
+            parse_decimal(size).ok_or(NoteError::BadCheckpoint("size is not a plain decimal number in range"))?;
+        let root = decode_root(root).ok_or(NoteError::BadCheckpoint("root is not 32 bytes in base64"))?;
+        Ok(Self { body: body.to_owned(), size, root })
     }
 
     /// The note text that is signed: three lines with their newlines.
@@ -202,18 +188,10 @@ impl SignatureLine {
     ///
     /// # Errors
     /// [`NoteError::BadName`].
-    pub fn ed25519(
-        name: &str,
-        public: &[u8; 32],
-        signature: &[u8; SIGNATURE_BYTES],
-    ) -> Result<Self, NoteError> {
+    pub fn ed25519(name: &str, public: &[u8; 32], signature: &[u8; SIGNATURE_BYTES]) -> Result<Self, NoteError> {
         check_name(name)?;
         let key_id = key_id(name, SignatureType::Ed25519, public);
-        Ok(Self {
-            name: name.to_owned(),
-            key_id,
-            signature: signature.to_vec(),
-        })
+        Ok(Self { name: name.to_owned(), key_id, signature: signature.to_vec() })
     }
 
     /// A witness's line: an Ed25519 signature over [`cosignature_message`] of the same `time`.
@@ -232,11 +210,7 @@ impl SignatureLine {
         }
         let key_id = key_id(name, SignatureType::CosignatureV1, public);
         let signature = [time.to_be_bytes().as_slice(), signature].concat();
-        Ok(Self {
-            name: name.to_owned(),
-            key_id,
-            signature,
-        })
+        Ok(Self { name: name.to_owned(), key_id, signature })
     }
 
     /// Name of the key.
@@ -264,10 +238,7 @@ impl SignatureLine {
     /// [`NoteError::Malformed`], [`NoteError::BadName`].
     pub fn parse(line: &str) -> Result<Self, NoteError> {
         let bad = NoteError::Malformed("a signature line is not of the form '— name base64'");
-        let Some(line) = line
-            .strip_suffix('\n')
-            .and_then(|line| line.strip_prefix(LINE_START))
-        else {
+        let Some(line) = line.strip_suffix('\n').and_then(|line| line.strip_prefix(LINE_START)) else {
             return Err(bad);
         };
         let Some((name, encoded)) = line.split_once(' ') else {
@@ -278,11 +249,9 @@ impl SignatureLine {
             return Err(bad);
         };
         match bytes.split_first_chunk::<KEY_ID_BYTES>() {
-            Some((key_id, signature)) if !signature.is_empty() => Ok(Self {
-                name: name.to_owned(),
-                key_id: u32::from_be_bytes(*key_id),
-                signature: signature.to_vec(),
-            }),
+            Some((key_id, signature)) if !signature.is_empty() => {
+                Ok(Self { name: name.to_owned(), key_id: u32::from_be_bytes(*key_id), signature: signature.to_vec() })
+            }
             _ => Err(bad),
         }
     }
@@ -303,10 +272,7 @@ impl Note {
     /// A note without signatures yet.
     #[must_use]
     pub fn new(checkpoint: Checkpoint) -> Self {
-        Self {
-            checkpoint,
-            lines: Vec::new(),
-        }
+        Self { checkpoint, lines: Vec::new() }
     }
 
     /// Reads a signed note whose text is a checkpoint. Signatures are not verified.
@@ -322,9 +288,7 @@ impl Note {
             return Err(NoteError::Malformed("has control characters"));
         }
         // The last empty line separates the text, which keeps its own final newline, from the signatures.
-        let split = text
-            .rfind("\n\n")
-            .ok_or(NoteError::Malformed("has no empty line"))?;
+        let split = text.rfind("\n\n").ok_or(NoteError::Malformed("has no empty line"))?;
         let (body, signatures) = (&text[..split + 1], &text[split + 2..]);
         if signatures.is_empty() {
             return Err(NoteError::Malformed("has no signatures"));
@@ -341,10 +305,7 @@ impl Note {
     /// # Errors
     /// [`NoteError::TooManySignatures`] when the same key signed already, or above [`SIGNATURES_MAX`].
     pub fn push(&mut self, line: SignatureLine) -> Result<(), NoteError> {
-        let repeated = self
-            .lines
-            .iter()
-            .any(|other| other.is_by(&line.name, line.key_id));
+        let repeated = self.lines.iter().any(|other| other.is_by(&line.name, line.key_id));
         if repeated || self.lines.len() == SIGNATURES_MAX {
             return Err(NoteError::TooManySignatures);
         }
@@ -367,11 +328,7 @@ impl Note {
     /// The whole note as text.
     #[must_use]
     pub fn encode(&self) -> String {
-        let lines = self
-            .lines
-            .iter()
-            .map(SignatureLine::encode)
-            .collect::<String>();
+        let lines = self.lines.iter().map(SignatureLine::encode).collect::<String>();
         format!("{}\n{lines}", self.checkpoint.body())
     }
 
@@ -394,34 +351,22 @@ impl Note {
             return Err(NoteError::BadSignature(name.to_owned()));
         };
         let time = u64::from_be_bytes(*time);
-        verify(
-            name,
-            public,
-            &cosignature_message(time, &self.checkpoint)?,
-            signature,
-        )?;
+        if time > COSIGNATURE_TIME_MAX {
+            return Err(NoteError::BadTime(time));
+        }
+        let message = cosigned_bytes(time, self.checkpoint.body());
+        verify(name, public, &message, signature)?;
         Ok(time)
     }
 
-    fn signature_of(
-        &self,
-        name: &str,
-        kind: SignatureType,
-        public: &[u8; 32],
-    ) -> Result<&[u8], NoteError> {
+    fn signature_of(&self, name: &str, kind: SignatureType, public: &[u8; 32]) -> Result<&[u8], NoteError> {
         let key_id = key_id(name, kind, public);
         let line = self.lines.iter().find(|line| line.is_by(name, key_id));
-        line.map(|line| line.signature.as_slice())
-            .ok_or_else(|| NoteError::NotSigned(name.to_owned()))
+        line.map(|line| line.signature.as_slice()).ok_or_else(|| NoteError::NotSigned(name.to_owned()))
     }
 }
 
-fn verify(
-    name: &str,
-    public: &[u8; 32],
-    message: &[u8],
-    signature: &[u8],
-) -> Result<(), NoteError> {
+fn verify(name: &str, public: &[u8; 32], message: &[u8], signature: &[u8]) -> Result<(), NoteError> {
     let verified = PublicKey::Ed25519(*public).verify(message, signature);
     verified.map_err(|_| NoteError::BadSignature(name.to_owned()))
 }
@@ -440,8 +385,7 @@ fn check_name(name: &str) -> Result<(), NoteError> {
 
 /// A decimal number without sign or leading zeroes, up to [`TREE_SIZE_MAX`].
 fn parse_decimal(text: &str) -> Option<u64> {
-    let plain =
-        text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     let size = if plain {
         text.parse().ok()?
     } else {

@@ -31,6 +31,12 @@ pub fn hash(label: &str, fields: &[&[u8]]) -> [u8; 32] {
     hasher.finish()
 }
 
+/// SHA-256 of plain bytes: for content that is addressed by its hash and for nothing that is signed or derived from.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 /// SHA-256 of an [`enc`] whose fields arrive one after the other. For public fields only.
 #[derive(Clone, Debug)]
 pub struct Hasher(Encoder<Sha256>);
@@ -88,10 +94,7 @@ impl<S: Sink> Encoder<S> {
     pub(crate) fn new(mut sink: S, label: &str, n_fields: usize) -> Self {
         put_prefixed(&mut sink, label.as_bytes());
         sink.put(&(n_fields as u64).to_be_bytes());
-        Self {
-            sink,
-            fields_left: n_fields,
-        }
+        Self { sink, fields_left: n_fields }
     }
 
     pub(crate) fn field(&mut self, field: &[u8]) {
@@ -100,18 +103,19 @@ impl<S: Sink> Encoder<S> {
     }
 
     pub(crate) fn finish(self) -> S {
-        assert_eq!(
-            self.fields_left, 0,
-            "an encoding has as many fields as it announced"
-        );
+        assert_eq!(self.fields_left, 0, "an encoding has as many fields as it announced");
         self.sink
     }
 
+    /// Ends the encoding with the length of its last field, whose `bytes` bytes the caller then puts into the sink itself.
+    pub(crate) fn finish_with_open_field(mut self, bytes: u64) -> S {
+        self.count_field();
+        self.sink.put(&bytes.to_be_bytes());
+        self.finish()
+    }
+
     fn count_field(&mut self) {
-        self.fields_left = self
-            .fields_left
-            .checked_sub(1)
-            .expect("an encoding has as many fields as it announced");
+        self.fields_left = self.fields_left.checked_sub(1).expect("an encoding has as many fields as it announced");
     }
 }
 

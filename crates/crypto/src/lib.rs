@@ -12,12 +12,23 @@
 //! | Module | Is |
 //! |---|---|
 //! | [`enc`] | the one injective encoding of everything that is hashed, signed or derived from |
+//! | [`pedersen`] | a root shared t-of-n, verifiably |
+//! | [`schedule`] | keys from a root (HKDF), key commitments |
+//! | [`iv`] | synthetic IVs |
+//! | [`wrap`] | sealed records: wrapped keys, shards at rest |
+//! | [`envelope`] | secrets between two agents, inside TLS |
 //! | [`sign`] | Ed25519 (ZIP-215) and ECDSA P-256 (low-S) |
 //! | [`merkle`] | RFC 6962 hashing, frontier, inclusion and consistency proofs |
 //! | [`checkpoint`] | C2SP checkpoints, signed notes and cosignatures |
 #![forbid(unsafe_code)]
 
+mod aead;
 pub mod checkpoint;
 pub mod enc;
+pub mod envelope;
+pub mod iv;
 pub mod merkle;
+pub mod pedersen;
+pub mod schedule;
 pub mod sign;
+pub mod wrap;

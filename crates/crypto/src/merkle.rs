@@ -11,8 +11,7 @@ use thiserror::Error;
 
 mod proof;
 pub use proof::{
-    NodeSource, PROOF_HASHES_MAX, ProofError, prove_consistency, prove_inclusion,
-    verify_consistency, verify_inclusion,
+    NodeSource, PROOF_HASHES_MAX, ProofError, prove_consistency, prove_inclusion, verify_consistency, verify_inclusion,
 };
 
 /// A node of the tree: SHA-256.
@@ -27,22 +26,13 @@ pub const FRONTIER_BYTES_MAX: usize = 8 + 62 * 32;
 /// The hash of a leaf: `SHA-256(0x00 || leaf)`.
 #[must_use]
 pub fn leaf_hash(leaf: &[u8]) -> Hash {
-    Sha256::new()
-        .chain_update([0x00])
-        .chain_update(leaf)
-        .finalize()
-        .into()
+    Sha256::new().chain_update([0x00]).chain_update(leaf).finalize().into()
 }
 
 /// The hash of an inner node: `SHA-256(0x01 || left || right)`.
 #[must_use]
 pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
-    Sha256::new()
-        .chain_update([0x01])
-        .chain_update(left)
-        .chain_update(right)
-        .finalize()
-        .into()
+    Sha256::new().chain_update([0x01]).chain_update(left).chain_update(right).finalize().into()
 }
 
 /// The root of the tree without leaves: SHA-256 of nothing.
@@ -100,26 +90,17 @@ impl Frontier {
     /// # Errors
     /// [`FrontierError`] when the length does not follow from the size, or the size is beyond [`TREE_SIZE_MAX`].
     pub fn decode(bytes: &[u8]) -> Result<Self, FrontierError> {
-        let (size, hashes) = bytes
-            .split_first_chunk::<8>()
-            .ok_or(FrontierError::TooShort(bytes.len()))?;
+        let (size, hashes) = bytes.split_first_chunk::<8>().ok_or(FrontierError::TooShort(bytes.len()))?;
         let size = u64::from_be_bytes(*size);
         if size > TREE_SIZE_MAX {
             return Err(FrontierError::TooLarge(size));
         }
         let expected = 8 + 32 * size.count_ones() as usize;
         if bytes.len() != expected {
-            return Err(FrontierError::WrongLength {
-                size,
-                expected,
-                actual: bytes.len(),
-            });
+            return Err(FrontierError::WrongLength { size, expected, actual: bytes.len() });
         }
         let (hashes, _) = hashes.as_chunks::<32>();
-        Ok(Self {
-            size,
-            hashes: hashes.to_vec(),
-        })
+        Ok(Self { size, hashes: hashes.to_vec() })
     }
 
     /// Adds a leaf by its [`leaf_hash`].
@@ -134,20 +115,14 @@ impl Frontier {
         let mut hash = *leaf;
         complete(level, index, &hash);
         while index & 1 == 1 {
-            let left = self
-                .hashes
-                .pop()
-                .expect("one hash for each one-bit of the size");
+            let left = self.hashes.pop().expect("one hash for each one-bit of the size");
             hash = node_hash(&left, &hash);
             level += 1;
             index >>= 1;
             complete(level, index, &hash);
         }
         self.hashes.push(hash);
-        self.size = self
-            .size
-            .checked_add(1)
-            .expect("a frontier starts at 2^62 leaves or fewer");
+        self.size = self.size.checked_add(1).expect("a frontier starts at 2^62 leaves or fewer");
     }
 
     /// Leaves in the tree.
@@ -160,9 +135,7 @@ impl Frontier {
     #[must_use]
     pub fn root(&self) -> Hash {
         let right_to_left = self.hashes.iter().rev().copied();
-        right_to_left
-            .reduce(|right, left| node_hash(&left, &right))
-            .unwrap_or_else(empty_root)
+        right_to_left.reduce(|right, left| node_hash(&left, &right)).unwrap_or_else(empty_root)
     }
 
     /// `u64be(size)` and the hashes, largest subtree first: at most [`FRONTIER_BYTES_MAX`] bytes.
@@ -170,9 +143,7 @@ impl Frontier {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(8 + 32 * self.hashes.len());
         bytes.extend_from_slice(&self.size.to_be_bytes());
-        self.hashes
-            .iter()
-            .for_each(|hash| bytes.extend_from_slice(hash));
+        self.hashes.iter().for_each(|hash| bytes.extend_from_slice(hash));
         bytes
     }
 }

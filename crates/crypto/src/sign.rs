@@ -12,7 +12,9 @@ use std::fmt;
 use thiserror::Error;
 
 mod batch;
+mod secret;
 pub use batch::{BatchError, verify_batch};
+pub use secret::{Ed25519Secret, P256Secret};
 
 /// Bytes of every signature: Ed25519 `R || s`, P-256 `r || s` (big-endian, fixed length).
 pub const SIGNATURE_BYTES: usize = 64;
@@ -69,10 +71,7 @@ pub enum SignError {
     /// The signature is not one of this key over this message, or not in its only accepted form.
     #[error("{0:?} signature does not verify")]
     BadSignature(Alg),
-    /// The kernel gave no randomness, or the arena is full.
-    #[error("no secret slot or randomness for a signing key")]
-    NoSecret,
-    /// The bytes are no private key of this algorithm.
+    /// The bytes are no private key of this algorithm (P-256: zero, or not below the order).
     #[error("not a private key of {0:?}")]
     BadSecret(Alg),
 }
@@ -92,10 +91,7 @@ impl PublicKey {
     /// # Errors
     /// [`SignError::KeyLength`].
     pub fn new(alg: Alg, bytes: &[u8]) -> Result<Self, SignError> {
-        let wrong_length = |_| SignError::KeyLength {
-            alg,
-            actual: bytes.len(),
-        };
+        let wrong_length = |_| SignError::KeyLength { alg, actual: bytes.len() };
         Ok(match alg {
             Alg::Ed25519 => Self::Ed25519(bytes.try_into().map_err(wrong_length)?),
             Alg::P256 => Self::P256(bytes.try_into().map_err(wrong_length)?),
@@ -148,11 +144,7 @@ impl PublicKey {
             Self::Ed25519(bytes) => ed25519_is_sound(bytes),
             Self::P256(bytes) => p256_key(bytes).is_ok(),
         };
-        if sound {
-            Ok(())
-        } else {
-            Err(SignError::UnsoundKey(self.alg()))
-        }
+        if sound { Ok(()) } else { Err(SignError::UnsoundKey(self.alg())) }
     }
 
     /// Checks `signature` (64 bytes) over `message`.
@@ -165,10 +157,9 @@ impl PublicKey {
         let signature: &[u8; SIGNATURE_BYTES] = signature.try_into().map_err(|_| bad)?;
         match self {
             Self::Ed25519(key) => {
-                let key = ed25519_zebra::VerificationKey::try_from(*key)
-                    .map_err(|_| SignError::UnsoundKey(Alg::Ed25519))?;
-                key.verify(&ed25519_zebra::Signature::from(*signature), message)
-                    .map_err(|_| bad)
+                let key =
+                    ed25519_zebra::VerificationKey::try_from(*key).map_err(|_| SignError::UnsoundKey(Alg::Ed25519))?;
+                key.verify(&ed25519_zebra::Signature::from(*signature), message).map_err(|_| bad)
             }
             Self::P256(key) => {
                 let key = p256_key(key)?;
@@ -185,9 +176,7 @@ impl PublicKey {
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}:", self.alg())?;
-        self.bytes()
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -202,9 +191,7 @@ fn ed25519_is_sound(bytes: &[u8; ED25519_PUBLIC_BYTES]) -> bool {
 fn p256_key(bytes: &[u8; P256_PUBLIC_BYTES]) -> Result<p256::ecdsa::VerifyingKey, SignError> {
     // The library also reads "compact" points (tag 0x05): a second name for the same key.
     let compressed = matches!(bytes, [2 | 3, ..]);
-    let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(bytes)
-        .ok()
-        .filter(|_| compressed);
+    let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(bytes).ok().filter(|_| compressed);
     key.ok_or(SignError::UnsoundKey(Alg::P256))
 }
 

@@ -52,11 +52,7 @@ pub fn prove_inclusion<E: From<ProofError>>(
     mut source: impl NodeSource<E>,
 ) -> Result<Vec<Hash>, E> {
     if index >= size || size > TREE_SIZE_MAX {
-        return Err(ProofError::OutOfRange {
-            position: index,
-            size,
-        }
-        .into());
+        return Err(ProofError::OutOfRange { position: index, size }.into());
     }
     let mut proof = Vec::new();
     let (mut start, mut end) = (0, size);
@@ -86,11 +82,7 @@ pub fn prove_consistency<E: From<ProofError>>(
     mut source: impl NodeSource<E>,
 ) -> Result<Vec<Hash>, E> {
     if old_size > new_size || new_size > TREE_SIZE_MAX {
-        return Err(ProofError::OutOfRange {
-            position: old_size,
-            size: new_size,
-        }
-        .into());
+        return Err(ProofError::OutOfRange { position: old_size, size: new_size }.into());
     }
     let mut proof = Vec::new();
     if old_size == 0 {
@@ -120,18 +112,9 @@ pub fn prove_consistency<E: From<ProofError>>(
 ///
 /// # Errors
 /// [`ProofError`] when it is not so.
-pub fn verify_inclusion(
-    leaf: &Hash,
-    index: u64,
-    size: u64,
-    proof: &[Hash],
-    root: &Hash,
-) -> Result<(), ProofError> {
+pub fn verify_inclusion(leaf: &Hash, index: u64, size: u64, proof: &[Hash], root: &Hash) -> Result<(), ProofError> {
     if index >= size || size > TREE_SIZE_MAX {
-        return Err(ProofError::OutOfRange {
-            position: index,
-            size,
-        });
+        return Err(ProofError::OutOfRange { position: index, size });
     }
     let (mut node, mut last) = (index, size - 1);
     let mut hash = *leaf;
@@ -172,10 +155,7 @@ pub fn verify_consistency(
     proof: &[Hash],
 ) -> Result<(), ProofError> {
     if old_size > new_size || new_size > TREE_SIZE_MAX {
-        return Err(ProofError::OutOfRange {
-            position: old_size,
-            size: new_size,
-        });
+        return Err(ProofError::OutOfRange { position: old_size, size: new_size });
     }
     if old_size == 0 || old_size == new_size {
         return verify_trivial(old_size, old_root, new_size, new_root, proof);
@@ -225,11 +205,7 @@ fn verify_trivial(
     }
     let old_holds = old_size != 0 || *old_root == empty_root();
     let new_holds = old_size != new_size || old_root == new_root;
-    if old_holds && new_holds {
-        Ok(())
-    } else {
-        Err(ProofError::WrongRoot)
-    }
+    if old_holds && new_holds { Ok(()) } else { Err(ProofError::WrongRoot) }
 }
 
 /// The root of the tree over the leaves `start..end`, where `start` is a multiple of the largest complete subtree inside.

@@ -2,16 +2,8 @@ use super::*;
 use proptest::prelude::*;
 
 /// The leaves of the reference tests of google/certificate-transparency (`merkle_tree_test.cc`), also in RFC 9162 libraries.
-const REFERENCE_LEAVES: [&str; 8] = [
-    "",
-    "00",
-    "10",
-    "2021",
-    "3031",
-    "40414243",
-    "5051525354555657",
-    "606162636465666768696a6b6c6d6e6f",
-];
+const REFERENCE_LEAVES: [&str; 8] =
+    ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"];
 
 /// The roots over the first 1 to 8 of them.
 const REFERENCE_ROOTS: [&str; 8] = [
@@ -46,11 +38,7 @@ const REFERENCE_INCLUSION: [(u64, u64, &[&str]); 5] = [
             "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
         ],
     ),
-    (
-        2,
-        3,
-        &["fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125"],
-    ),
+    (2, 3, &["fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125"]),
     (
         1,
         5,
@@ -98,10 +86,7 @@ fn hash(hex_text: &str) -> Hash {
 }
 
 fn reference_leaves(count: u64) -> Vec<Hash> {
-    REFERENCE_LEAVES[..count as usize]
-        .iter()
-        .map(|leaf| leaf_hash(&hex::decode(leaf).unwrap()))
-        .collect()
+    REFERENCE_LEAVES[..count as usize].iter().map(|leaf| leaf_hash(&hex::decode(leaf).unwrap())).collect()
 }
 
 fn numbered_leaves(count: u64) -> Vec<Hash> {
@@ -124,24 +109,15 @@ fn recursive_root(leaves: &[Hash]) -> Hash {
 fn source(leaves: &[Hash]) -> impl FnMut(u32, u64) -> Result<Hash, ProofError> {
     |level, index| {
         let range = (index << level) as usize..((index + 1) << level) as usize;
-        Ok(recursive_root(
-            leaves.get(range).expect("only complete subtrees are read"),
-        ))
+        Ok(recursive_root(leaves.get(range).expect("only complete subtrees are read")))
     }
 }
 
 #[test]
 fn reference_roots() {
-    assert_eq!(
-        hex::encode(empty_root()),
-        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    );
+    assert_eq!(hex::encode(empty_root()), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     for (count, root) in (1..).zip(REFERENCE_ROOTS) {
-        assert_eq!(
-            hex::encode(root_of(&reference_leaves(count))),
-            root,
-            "{count} leaves"
-        );
+        assert_eq!(hex::encode(root_of(&reference_leaves(count))), root, "{count} leaves");
     }
 }
 
@@ -150,21 +126,8 @@ fn reference_inclusion_proofs() {
     for (index, size, expected) in REFERENCE_INCLUSION {
         let leaves = reference_leaves(size);
         let proof = prove_inclusion(index, size, source(&leaves)).unwrap();
-        assert_eq!(
-            proof,
-            expected.iter().map(|h| hash(h)).collect::<Vec<_>>(),
-            "leaf {index} of {size}"
-        );
-        assert_eq!(
-            verify_inclusion(
-                &leaves[index as usize],
-                index,
-                size,
-                &proof,
-                &root_of(&leaves)
-            ),
-            Ok(())
-        );
+        assert_eq!(proof, expected.iter().map(|h| hash(h)).collect::<Vec<_>>(), "leaf {index} of {size}");
+        assert_eq!(verify_inclusion(&leaves[index as usize], index, size, &proof, &root_of(&leaves)), Ok(()));
     }
 }
 
@@ -173,16 +136,9 @@ fn reference_consistency_proofs() {
     for (old, new, expected) in REFERENCE_CONSISTENCY {
         let leaves = reference_leaves(new);
         let proof = prove_consistency(old, new, source(&leaves)).unwrap();
-        assert_eq!(
-            proof,
-            expected.iter().map(|h| hash(h)).collect::<Vec<_>>(),
-            "{old} to {new}"
-        );
+        assert_eq!(proof, expected.iter().map(|h| hash(h)).collect::<Vec<_>>(), "{old} to {new}");
         let (old_root, new_root) = (root_of(&reference_leaves(old)), root_of(&leaves));
-        assert_eq!(
-            verify_consistency(old, &old_root, new, &new_root, &proof),
-            Ok(())
-        );
+        assert_eq!(verify_consistency(old, &old_root, new, &new_root, &proof), Ok(()));
     }
 }
 
@@ -192,11 +148,7 @@ fn frontier_is_the_recursive_definition_at_every_size() {
     let mut frontier = Frontier::new();
     for size in 0..=130 {
         assert_eq!(frontier.size(), size as u64);
-        assert_eq!(
-            frontier.root(),
-            recursive_root(&leaves[..size]),
-            "{size} leaves"
-        );
+        assert_eq!(frontier.root(), recursive_root(&leaves[..size]), "{size} leaves");
         assert_eq!(Frontier::decode(&frontier.encode()), Ok(frontier.clone()));
         if let Some(leaf) = leaves.get(size) {
             frontier.append(leaf);
@@ -210,17 +162,12 @@ fn append_reports_each_complete_node_once() {
     let mut frontier = Frontier::new();
     let mut nodes = std::collections::BTreeMap::new();
     for leaf in &leaves {
-        frontier.append_with(leaf, |level, index, hash| {
-            assert!(nodes.insert((level, index), *hash).is_none())
-        });
+        frontier.append_with(leaf, |level, index, hash| assert!(nodes.insert((level, index), *hash).is_none()));
     }
     let mut expected = 0;
     for level in 0..8 {
         for index in 0..(130 >> level) {
-            assert_eq!(
-                nodes[&(level, index)],
-                source(&leaves)(level, index).unwrap()
-            );
+            assert_eq!(nodes[&(level, index)], source(&leaves)(level, index).unwrap());
             expected += 1;
         }
     }
@@ -230,35 +177,20 @@ fn append_reports_each_complete_node_once() {
 #[test]
 fn frontier_decodes_only_what_encode_wrote() {
     let mut frontier = Frontier::new();
-    numbered_leaves(5)
-        .iter()
-        .for_each(|leaf| frontier.append(leaf));
+    numbered_leaves(5).iter().for_each(|leaf| frontier.append(leaf));
     let good = frontier.encode();
 
-    for (length, want) in [
-        (0, FrontierError::TooShort(0)),
-        (7, FrontierError::TooShort(7)),
-    ] {
+    for (length, want) in [(0, FrontierError::TooShort(0)), (7, FrontierError::TooShort(7))] {
         assert_eq!(Frontier::decode(&good[..length]), Err(want));
     }
     for (length, size) in [(8, 5), (good.len() - 1, 5), (good.len() - 32, 5)] {
-        let want = FrontierError::WrongLength {
-            size,
-            expected: good.len(),
-            actual: length,
-        };
+        let want = FrontierError::WrongLength { size, expected: good.len(), actual: length };
         assert_eq!(Frontier::decode(&good[..length]), Err(want));
     }
     let long = [good.as_slice(), &[0]].concat();
-    assert!(matches!(
-        Frontier::decode(&long),
-        Err(FrontierError::WrongLength { .. })
-    ));
+    assert!(matches!(Frontier::decode(&long), Err(FrontierError::WrongLength { .. })));
     let huge = (TREE_SIZE_MAX + 1).to_be_bytes();
-    assert_eq!(
-        Frontier::decode(&huge),
-        Err(FrontierError::TooLarge(TREE_SIZE_MAX + 1))
-    );
+    assert_eq!(Frontier::decode(&huge), Err(FrontierError::TooLarge(TREE_SIZE_MAX + 1)));
     let largest = [TREE_SIZE_MAX.to_be_bytes().as_slice(), &[7; 32]].concat();
     let mut largest = Frontier::decode(&largest).unwrap();
     largest.append(&[8; 32]);
@@ -274,11 +206,7 @@ fn every_proof_of_every_small_tree_holds_and_no_shortened_one_does() {
             let proof = prove_inclusion(index, size, source(&leaves)).unwrap();
             let leaf = &leaves[index as usize];
             assert!(proof.len() <= PROOF_HASHES_MAX);
-            assert_eq!(
-                verify_inclusion(leaf, index, size, &proof, &root),
-                Ok(()),
-                "leaf {index} of {size}"
-            );
+            assert_eq!(verify_inclusion(leaf, index, size, &proof, &root), Ok(()), "leaf {index} of {size}");
             if let Some((_, shorter)) = proof.split_last() {
                 assert!(verify_inclusion(leaf, index, size, shorter, &root).is_err());
             }
@@ -291,11 +219,7 @@ fn every_proof_of_every_small_tree_holds_and_no_shortened_one_does() {
         for old in 0..=size {
             let proof = prove_consistency(old, size, source(&leaves)).unwrap();
             let old_root = root_of(&leaves[..old as usize]);
-            assert_eq!(
-                verify_consistency(old, &old_root, size, &root, &proof),
-                Ok(()),
-                "{old} to {size}"
-            );
+            assert_eq!(verify_consistency(old, &old_root, size, &root, &proof), Ok(()), "{old} to {size}");
             if let Some((_, shorter)) = proof.split_last() {
                 assert!(verify_consistency(old, &old_root, size, &root, shorter).is_err());
             }
@@ -309,28 +233,13 @@ fn every_proof_of_every_small_tree_holds_and_no_shortened_one_does() {
 fn positions_outside_the_tree_are_refused() {
     let leaves = numbered_leaves(4);
     let root = root_of(&leaves);
-    for (index, size) in [
-        (0, 0),
-        (4, 4),
-        (u64::MAX, 4),
-        (0, TREE_SIZE_MAX + 1),
-        (u64::MAX, u64::MAX),
-    ] {
-        let want = ProofError::OutOfRange {
-            position: index,
-            size,
-        };
+    for (index, size) in [(0, 0), (4, 4), (u64::MAX, 4), (0, TREE_SIZE_MAX + 1), (u64::MAX, u64::MAX)] {
+        let want = ProofError::OutOfRange { position: index, size };
         assert_eq!(prove_inclusion(index, size, source(&leaves)), Err(want));
-        assert_eq!(
-            verify_inclusion(&leaves[0], index, size, &[], &root),
-            Err(want)
-        );
+        assert_eq!(verify_inclusion(&leaves[0], index, size, &[], &root), Err(want));
     }
     for (old, new) in [(5, 4), (u64::MAX, 4), (1, u64::MAX), (u64::MAX, u64::MAX)] {
-        let want = ProofError::OutOfRange {
-            position: old,
-            size: new,
-        };
+        let want = ProofError::OutOfRange { position: old, size: new };
         assert_eq!(prove_consistency(old, new, source(&leaves)), Err(want));
         assert_eq!(verify_consistency(old, &root, new, &root, &[]), Err(want));
     }
@@ -340,22 +249,10 @@ fn positions_outside_the_tree_are_refused() {
 fn an_empty_old_tree_has_one_root_only() {
     let root = root_of(&numbered_leaves(4));
     assert_eq!(verify_consistency(0, &empty_root(), 4, &root, &[]), Ok(()));
-    assert_eq!(
-        verify_consistency(0, &root, 4, &root, &[]),
-        Err(ProofError::WrongRoot)
-    );
-    assert_eq!(
-        verify_consistency(0, &empty_root(), 0, &root, &[]),
-        Err(ProofError::WrongRoot)
-    );
-    assert_eq!(
-        verify_consistency(4, &root, 4, &empty_root(), &[]),
-        Err(ProofError::WrongRoot)
-    );
-    assert_eq!(
-        verify_consistency(0, &empty_root(), 4, &root, &[root]),
-        Err(ProofError::WrongLength(1))
-    );
+    assert_eq!(verify_consistency(0, &root, 4, &root, &[]), Err(ProofError::WrongRoot));
+    assert_eq!(verify_consistency(0, &empty_root(), 0, &root, &[]), Err(ProofError::WrongRoot));
+    assert_eq!(verify_consistency(4, &root, 4, &empty_root(), &[]), Err(ProofError::WrongRoot));
+    assert_eq!(verify_consistency(0, &empty_root(), 4, &root, &[root]), Err(ProofError::WrongLength(1)));
 }
 
 #[test]
@@ -373,10 +270,7 @@ fn a_source_that_fails_ends_the_proof() {
     let broken = |_: u32, _: u64| Err(Failure::Disk);
     assert_eq!(prove_inclusion(1, 5, broken), Err(Failure::Disk));
     assert_eq!(prove_consistency(3, 5, broken), Err(Failure::Disk));
-    assert!(matches!(
-        prove_inclusion(5, 5, broken),
-        Err(Failure::Proof(_))
-    ));
+    assert!(matches!(prove_inclusion(5, 5, broken), Err(Failure::Proof(_))));
 }
 
 proptest! {

@@ -32,18 +32,14 @@ pub fn verify_batch(items: &[(PublicKey, &[u8], &[u8])]) -> Result<(), BatchErro
         if ed25519_holds && matches!(key, PublicKey::Ed25519(_)) {
             continue;
         }
-        key.verify(message, signature)
-            .map_err(|cause| BatchError { index, cause })?;
+        key.verify(message, signature).map_err(|cause| BatchError { index, cause })?;
     }
     Ok(())
 }
 
 /// Whether all Ed25519 signatures verify as one batch; `false` also when no batch was tried.
 fn ed25519_batch_holds(items: &[(PublicKey, &[u8], &[u8])]) -> bool {
-    let count = items
-        .iter()
-        .filter(|(key, ..)| matches!(key, PublicKey::Ed25519(_)))
-        .count();
+    let count = items.iter().filter(|(key, ..)| matches!(key, PublicKey::Ed25519(_))).count();
     let mut seed = [0; 32];
     if count < BATCH_MIN || getrandom::fill(&mut seed).is_err() {
         return false;
@@ -56,11 +52,7 @@ fn ed25519_batch_holds(items: &[(PublicKey, &[u8], &[u8])]) -> bool {
         let Ok(signature) = <[u8; SIGNATURE_BYTES]>::try_from(*signature) else {
             return false;
         };
-        batch.queue((
-            VerificationKeyBytes::from(*key),
-            ed25519_zebra::Signature::from(signature),
-            *message,
-        ));
+        batch.queue((VerificationKeyBytes::from(*key), ed25519_zebra::Signature::from(signature), *message));
     }
     batch.verify(Weights { seed, counter: 0 }).is_ok()
 }
@@ -88,10 +80,7 @@ impl TryRng for Weights {
 
     fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
         for chunk in out.chunks_mut(32) {
-            let block = Sha256::new()
-                .chain_update(self.seed)
-                .chain_update(self.counter.to_be_bytes())
-                .finalize();
+            let block = Sha256::new().chain_update(self.seed).chain_update(self.counter.to_be_bytes()).finalize();
             self.counter += 1;
             chunk.copy_from_slice(&block[..chunk.len()]);
         }

@@ -1,5 +1,6 @@
 use super::*;
 use curve25519_dalek::constants::EIGHT_TORSION;
+use mayfly_secmem::Secret;
 use p256::ecdsa::signature::Signer;
 use p256::elliptic_curve::ops::Neg;
 
@@ -55,9 +56,7 @@ fn p256() -> PublicKey {
 fn negate_s(signature: &[u8]) -> Vec<u8> {
     let signature = p256::ecdsa::Signature::from_slice(signature).unwrap();
     let (r, s) = signature.split_scalars();
-    p256::ecdsa::Signature::from_scalars(r, s.neg())
-        .unwrap()
-        .to_vec()
+    p256::ecdsa::Signature::from_scalars(r, s.neg()).unwrap().to_vec()
 }
 
 #[test]
@@ -67,10 +66,7 @@ fn ed25519_vectors_of_rfc_8032() {
         assert_eq!(key.check(), Ok(()));
         assert_eq!(key.verify(&message, &signature), Ok(()));
         let longer = [message.as_slice(), b"x"].concat();
-        assert_eq!(
-            key.verify(&longer, &signature),
-            Err(SignError::BadSignature(Alg::Ed25519))
-        );
+        assert_eq!(key.verify(&longer, &signature), Err(SignError::BadSignature(Alg::Ed25519)));
     }
 }
 
@@ -81,17 +77,9 @@ fn p256_vectors_of_rfc_6979_verify_in_their_low_form_only() {
         let printed = bytes(signature);
         let other = negate_s(&printed);
         let is_low = |form: &[u8]| form[32] < 0x80;
-        let (low, high) = if is_low(&printed) {
-            (printed, other)
-        } else {
-            (other, printed)
-        };
+        let (low, high) = if is_low(&printed) { (printed, other) } else { (other, printed) };
         assert_eq!(p256().verify(message.as_bytes(), &low), Ok(()), "{message}");
-        assert_eq!(
-            p256().verify(message.as_bytes(), &high),
-            Err(SignError::BadSignature(Alg::P256)),
-            "{message}"
-        );
+        assert_eq!(p256().verify(message.as_bytes(), &high), Err(SignError::BadSignature(Alg::P256)), "{message}");
     }
 }
 
@@ -99,10 +87,7 @@ fn p256_vectors_of_rfc_6979_verify_in_their_low_form_only() {
 fn every_flipped_bit_of_a_signature_is_refused() {
     let (_, public, message, signature) = RFC8032[2];
     let (_, low) = RFC6979[1];
-    let cases = [
-        (ed25519(public), bytes(message), bytes(signature)),
-        (p256(), b"test".to_vec(), bytes(low)),
-    ];
+    let cases = [(ed25519(public), bytes(message), bytes(signature)), (p256(), b"test".to_vec(), bytes(low))];
     for (key, message, signature) in cases {
         for bit in 0..512 {
             let mut flipped = signature.clone();
@@ -112,10 +97,7 @@ fn every_flipped_bit_of_a_signature_is_refused() {
         for length in [0, 63, 65] {
             let mut cut = signature.clone();
             cut.resize(length, 0);
-            assert_eq!(
-                key.verify(&message, &cut),
-                Err(SignError::BadSignature(key.alg()))
-            );
+            assert_eq!(key.verify(&message, &cut), Err(SignError::BadSignature(key.alg())));
         }
     }
 }
@@ -124,16 +106,10 @@ fn every_flipped_bit_of_a_signature_is_refused() {
 fn small_mixed_and_non_canonical_ed25519_keys_are_refused() {
     for point in EIGHT_TORSION {
         let key = PublicKey::Ed25519(point.compress().to_bytes());
-        assert_eq!(
-            key.check(),
-            Err(SignError::UnsoundKey(Alg::Ed25519)),
-            "{key:?}"
-        );
+        assert_eq!(key.check(), Err(SignError::UnsoundKey(Alg::Ed25519)), "{key:?}");
     }
     let honest =
-        curve25519_dalek::edwards::CompressedEdwardsY(bytes(RFC8032[0].1).try_into().unwrap())
-            .decompress()
-            .unwrap();
+        curve25519_dalek::edwards::CompressedEdwardsY(bytes(RFC8032[0].1).try_into().unwrap()).decompress().unwrap();
     let mixed = PublicKey::Ed25519((honest + EIGHT_TORSION[1]).compress().to_bytes());
     assert_eq!(mixed.check(), Err(SignError::UnsoundKey(Alg::Ed25519)));
     // y = p + 3 is a second encoding of the full-order point with y = 3; y = 2 is on no point.
@@ -142,10 +118,7 @@ fn small_mixed_and_non_canonical_ed25519_keys_are_refused() {
     let mut off_curve = [0; 32];
     off_curve[0] = 2;
     for key in [non_canonical, off_curve] {
-        assert_eq!(
-            PublicKey::Ed25519(key).check(),
-            Err(SignError::UnsoundKey(Alg::Ed25519))
-        );
+        assert_eq!(PublicKey::Ed25519(key).check(), Err(SignError::UnsoundKey(Alg::Ed25519)));
     }
 }
 
@@ -163,11 +136,7 @@ fn points_off_p256_are_refused() {
     (no_point[0], no_point[32]) = (2, 1);
     cases.push(no_point);
     for key in cases.into_iter().map(PublicKey::P256) {
-        assert_eq!(
-            key.check(),
-            Err(SignError::UnsoundKey(Alg::P256)),
-            "{key:?}"
-        );
+        assert_eq!(key.check(), Err(SignError::UnsoundKey(Alg::P256)), "{key:?}");
         assert!(key.verify(b"test", &bytes(RFC6979[1].1)).is_err());
     }
 }
@@ -176,10 +145,7 @@ fn points_off_p256_are_refused() {
 /// refuse some. What counts is that single and batch agree.
 #[test]
 fn zip215_edge_cases_are_the_same_single_and_in_a_batch() {
-    let mut encodings: Vec<[u8; 32]> = EIGHT_TORSION
-        .iter()
-        .map(|point| point.compress().to_bytes())
-        .collect();
+    let mut encodings: Vec<[u8; 32]> = EIGHT_TORSION.iter().map(|point| point.compress().to_bytes()).collect();
     // Non-canonical ones: y = p, p + 1 with both signs, and -0 forms (ZIP-215's test vectors list the same).
     let p_plus = |add: u8, sign: u8| {
         let mut y = [0xff; 32];
@@ -208,14 +174,9 @@ fn zip215_edge_cases_are_the_same_single_and_in_a_batch() {
 #[test]
 fn a_batch_names_its_first_bad_signature() {
     let low = bytes(RFC6979[1].1);
-    let vectors: Vec<_> = RFC8032
-        .iter()
-        .map(|(_, key, msg, sig)| (ed25519(key), bytes(msg), bytes(sig)))
-        .collect();
-    let mut good: Vec<(PublicKey, &[u8], &[u8])> = vectors
-        .iter()
-        .map(|(k, m, s)| (*k, m.as_slice(), s.as_slice()))
-        .collect();
+    let vectors: Vec<_> = RFC8032.iter().map(|(_, key, msg, sig)| (ed25519(key), bytes(msg), bytes(sig))).collect();
+    let mut good: Vec<(PublicKey, &[u8], &[u8])> =
+        vectors.iter().map(|(k, m, s)| (*k, m.as_slice(), s.as_slice())).collect();
     good.push((p256(), b"test", &low));
     good.extend_from_within(..);
     assert_eq!(verify_batch(&good), Ok(()));
@@ -230,18 +191,12 @@ fn a_batch_names_its_first_bad_signature() {
             bad[index].1 = message;
             assert_eq!(
                 verify_batch(&bad),
-                Err(BatchError {
-                    index,
-                    cause: SignError::BadSignature(bad[index].0.alg())
-                })
+                Err(BatchError { index, cause: SignError::BadSignature(bad[index].0.alg()) })
             );
         }
         let mut short = good.clone();
         short[index].2 = &short[index].2[..63];
-        assert_eq!(
-            verify_batch(&short).map_err(|error| error.index),
-            Err(index)
-        );
+        assert_eq!(verify_batch(&short).map_err(|error| error.index), Err(index));
     }
 }
 
@@ -254,10 +209,7 @@ fn keys_have_one_form_on_the_wire() {
         assert!(PublicKey::from_bytes(&[wire.as_slice(), &[0]].concat()).is_err());
     }
     assert_eq!(PublicKey::from_bytes(&[]), Err(SignError::UnknownAlg(0)));
-    assert_eq!(
-        PublicKey::from_bytes(&[3; 33]),
-        Err(SignError::UnknownAlg(3))
-    );
+    assert_eq!(PublicKey::from_bytes(&[3; 33]), Err(SignError::UnknownAlg(3)));
     assert_eq!(format!("{:?}", p256()), format!("P256:{RFC6979_PUBLIC}"));
 }
 
@@ -265,10 +217,60 @@ fn keys_have_one_form_on_the_wire() {
 #[test]
 fn p256_constants_belong_together() {
     let key = p256::ecdsa::SigningKey::from_slice(&bytes(RFC6979_SECRET)).unwrap();
-    assert_eq!(
-        hex::encode(key.verifying_key().to_sec1_point(true).as_bytes()),
-        RFC6979_PUBLIC
-    );
+    assert_eq!(hex::encode(key.verifying_key().to_sec1_point(true).as_bytes()), RFC6979_PUBLIC);
     let signature: p256::ecdsa::Signature = key.sign(RFC6979[0].0.as_bytes());
     assert_eq!(hex::encode(signature.to_bytes()), RFC6979[0].1);
+}
+
+fn secret(hex_text: &str) -> Secret<32> {
+    Secret::new_with(|slot| slot.copy_from_slice(&bytes(hex_text))).unwrap()
+}
+
+#[test]
+fn ed25519_signs_as_in_rfc_8032() {
+    for (seed, public, message, signature) in RFC8032 {
+        let key = Ed25519Secret::from_seed(secret(seed));
+        assert_eq!(key.public(), ed25519(public));
+        assert_eq!(hex::encode(key.sign(&bytes(message))), signature);
+    }
+}
+
+#[test]
+fn p256_signs_as_in_rfc_6979_with_low_s() {
+    let key = P256Secret::from_scalar(secret(RFC6979_SECRET)).unwrap();
+    assert_eq!(key.public(), p256());
+    for (message, printed) in RFC6979 {
+        let signature = key.sign(message.as_bytes());
+        let printed = bytes(printed);
+        assert!(signature[..] == printed || signature[..] == negate_s(&printed));
+        assert_eq!(key.public().verify(message.as_bytes(), &signature), Ok(()));
+    }
+}
+
+#[test]
+fn generated_keys_are_sound_and_sign() {
+    for message in [b"".as_slice(), b"message", &[7; 10_000]] {
+        let (first, second) = (Ed25519Secret::generate().unwrap(), P256Secret::generate().unwrap());
+        for (key, signature) in [(first.public(), first.sign(message)), (second.public(), second.sign(message))] {
+            assert_eq!(key.check(), Ok(()));
+            assert_eq!(key.verify(message, &signature), Ok(()));
+            assert!(key.verify(b"other", &signature).is_err());
+        }
+    }
+}
+
+#[test]
+fn scalars_out_of_range_are_no_p256_keys() {
+    let order = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+    for scalar in ["00".repeat(32), order.to_owned(), "ff".repeat(32)] {
+        assert_eq!(P256Secret::from_scalar(secret(&scalar)).unwrap_err(), SignError::BadSecret(Alg::P256));
+    }
+}
+
+#[test]
+fn private_keys_print_their_public_half_only() {
+    let seed = "5a".repeat(32);
+    let text =
+        format!("{:?} {:?}", Ed25519Secret::from_seed(secret(&seed)), P256Secret::from_scalar(secret(&seed)).unwrap());
+    assert!(!text.contains("90, 90") && !text.contains("5a5a"), "{text}");
 }
