@@ -364,7 +364,7 @@ impl State {
             ensure(!accepted.contains(&&acceptance.device), "a device accepted twice")?;
             let message = deal::acceptance_message(&self.network, r, shard);
             let session = self.devices.get(&acceptance.device).and_then(Device::session);
-            if !session.is_some_and(|s| s.key.verify(&message, &acceptance.signature).is_ok()) {
+            if session.is_none_or(|s| s.key.verify(&message, &acceptance.signature).is_err()) {
                 return Err(Refusal::Signature("each accepting holder's session key"));
             }
             accepted.push(&acceptance.device);
@@ -407,11 +407,8 @@ impl State {
             Record::Delegate(r) => self.with_device(&DeviceId::from(entry.author), |d| {
                 d.addresses = r.addresses.clone();
                 d.vault_generation = r.vault_generation;
-                let session = Session {
-                    key: r.session_key.0.clone(),
-                    start_counter: r.start_counter,
-                    not_after_ms: r.not_after_ms,
-                };
+                let session =
+                    Session { key: r.session_key.0, start_counter: r.start_counter, not_after_ms: r.not_after_ms };
                 d.sessions.insert(0, session);
                 d.sessions.truncate(RECENT_SESSIONS);
             }),
@@ -466,7 +463,7 @@ impl State {
         let unapproved = self.policy().is_some_and(|p| p.members_join_unapproved);
         let device = Device {
             name: r.name.clone(),
-            identity: r.identity.0.clone(),
+            identity: r.identity.0,
             vault: r.vault.clone(),
             software_only: r.software_only,
             membership: if unapproved { Membership::Member } else { Membership::Pending },

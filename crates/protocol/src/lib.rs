@@ -16,6 +16,7 @@ pub mod ids;
 pub mod record;
 pub mod rules;
 pub mod state;
+pub mod sync;
 
 pub use apply::Refusal;
 pub use entry::Entry;

@@ -266,7 +266,8 @@ fn place_in_the_authors_chain_and_in_this_log() {
 
     let delete = || Delete { target: TargetKind::Object, id: Hash([9; 32]) };
     let good = w.entry(11, &[], delete());
-    let variants: [(&str, Box<dyn Fn(&mut Entry)>); 7] = [
+    type Change = Box<dyn Fn(&mut Entry)>;
+    let variants: [(&str, Change); 7] = [
         ("author-chain", Box::new(|e| e.author_seq += 1)),
         ("author-chain", Box::new(|e| e.author_seq -= 1)),
         ("author-chain", Box::new(|e| e.author_prev = EntryId([1; 32]))),
@@ -365,6 +366,152 @@ fn m_of_n_administrators() {
     w.refuses(1, &[1, 1], token("t"), "authority");
     w.refuses(1, &[2, 3], token("t"), "authority");
     w.post(3, &[3, 1], token("t")).unwrap();
+}
+
+/// A 2-of-2 key dealt by device 11, with the session keys' acceptances, and the shares.
+fn dealt_key(w: &World) -> (record::Key, Vec<(u32, mayfly_secmem::Secret<64>)>) {
+    let root = mayfly_crypto::pedersen::random_root().unwrap();
+    let (commitment, shares) = mayfly_crypto::pedersen::deal(&root, 2, &[1, 2]).unwrap();
+    let id = deal::key_id(&w.state.network, &commitment.coefficients[0]);
+    let shard = |index, device| record::ShardRecord {
+        id: deal::shard_id(&id, 1, 1, index),
+        device: device_id(device),
+        index,
+        valid_from_ms: 0,
+        valid_until_ms: u64::MAX,
+    };
+    let mut assemblers = vec![device_id(11), device_id(12)];
+    assemblers.sort();
+    let mut key = record::Key {
+        id,
+        token: token("t").id,
+        key_type: "aes:256".into(),
+        t: 2,
+        generation: 1,
+        epoch: 1,
+        assemblers,
+        attributes: vec![Attribute { kind: 3, value: b"k".to_vec() }],
+        public_attributes: None,
+        origin: record::Origin::Dealt,
+        commitments: commitment.coefficients.iter().map(|c| Hash(*c)).collect(),
+        shards: vec![shard(1, 11), shard(2, 12)],
+        key_commitment: Hash([1; 32]),
+        wrapped: None,
+        policy: record::KeyPolicy {
+            allow: vec![],
+            uses: crate::rules::Use::Encrypt.bit(),
+            residency: record::Residency { window_seconds: 0 },
+            vault_opening: record::VaultOpening::Boot,
+            iv_modes: 2,
+        },
+        schedule: record::Schedule { refresh_seconds: 0, refresh_uses: 0 },
+        created_ms: T0,
+        deadline_ms: T0 + 10_000,
+        acceptances: vec![],
+    };
+    accept(w, &mut key, &[(11, 21), (12, 22)]);
+    (key, shares)
+}
+
+fn accept(w: &World, key: &mut record::Key, holders: &[(u8, u8)]) {
+    key.acceptances = holders
+        .iter()
+        .map(|(device, session)| {
+            let shard = key.shards.iter().find(|s| s.device == device_id(*device)).unwrap();
+            let message = deal::acceptance_message(&w.state.network, key, shard);
+            let signature = self::key(*session).sign(&message).to_bytes().to_vec();
+            record::Acceptance { device: device_id(*device), signature }
+        })
+        .collect();
+}
+
+#[test]
+fn a_dealt_key_is_taken_until_its_deadline_and_released_by_the_rules() {
+    let mut w = World::new();
+    let (key, shares) = dealt_key(&w);
+    for ((_, share), device) in shares.iter().zip([11, 12]) {
+        deal::check_offer(&w.state, &key, &device_id(11), &device_id(device), share).unwrap();
+    }
+    let swapped = deal::check_offer(&w.state, &key, &device_id(11), &device_id(11), &shares[1].1);
+    assert!(matches!(swapped, Err(deal::DealRefused::Shard(_))), "another holder's shard is not mine");
+    let stranger = deal::check_offer(&w.state, &key, &device_id(11), &device_id(40), &shares[0].1);
+    assert!(matches!(stranger, Err(deal::DealRefused::NotForUs)));
+
+    let entry = w.entry(11, &[21], key.clone());
+    let refusal = w.state.clone().apply(key.deadline_ms + 1, &entry.encode()).unwrap_err();
+    assert!(refusal.to_string().contains("deadline"), "{refusal}");
+    w.take(&entry).unwrap();
+    w.refuses(11, &[21], key.clone(), "rule");
+
+    let query = |device, purpose, epoch| crate::rules::ReleaseQuery {
+        key: key.id,
+        generation: 1,
+        epoch,
+        purpose,
+        requester: device_id(device),
+    };
+    use crate::rules::{Clocks, Denied, Use};
+    let clocks = Clocks { local_ms: T0, ledger_ms: T0 };
+    let ask = |w: &World, q| w.state.may_release(&q, &device_id(12), clocks).map(|(_, s)| s.index);
+    assert_eq!(ask(&w, query(11, Use::Encrypt, 1)), Ok(2));
+    assert!(matches!(ask(&w, query(11, Use::Sign, 1)), Err(Denied::Use(Use::Sign))));
+    assert!(matches!(ask(&w, query(11, Use::Encrypt, 2)), Err(Denied::WrongEpoch { .. })));
+    assert!(matches!(ask(&w, query(40, Use::Encrypt, 1)), Err(Denied::NotMember(..))));
+    let mut banned = World { state: w.state.clone(), log: w.log.clone() };
+    banned.post(ADMIN, &[ADMIN], Ban { device: device_id(11), reason: String::new() }).unwrap();
+    assert!(matches!(ask(&banned, query(11, Use::Encrypt, 1)), Err(Denied::NotMember(_, "banned"))));
+    w.post(12, &[22], Delete { target: TargetKind::Key, id: Hash(key.id.0) }).unwrap();
+    assert!(matches!(ask(&w, query(11, Use::Encrypt, 1)), Err(Denied::Deleted(_))));
+}
+
+#[test]
+fn a_key_that_breaks_any_rule_is_refused() {
+    let mut w = World::new();
+    let (key, _) = dealt_key(&w);
+    type Change = fn(&World, &mut record::Key);
+    let changes: [(&str, Change); 17] = [
+        ("id not from the commitment", |_, k| k.id = KeyId([1; 32])),
+        ("t below 2", |_, k| k.t = 1),
+        ("t above n", |_, k| k.t = 3),
+        ("one commitment too many", |_, k| k.commitments.push(k.commitments[0])),
+        ("one commitment too few", |_, k| k.commitments.truncate(1)),
+        ("a commitment that is no point", |_, k| k.commitments[1] = Hash([0xff; 32])),
+        ("index 0", |_, k| k.shards[0].index = 0),
+        ("index twice", |_, k| k.shards[1].index = 1),
+        ("two shards for one device", |_, k| k.shards[1].device = k.shards[0].device),
+        ("a shard for a device that is no holder", |_, k| k.shards[1].device = DeviceId([3; 32])),
+        ("a foreign shard id", |_, k| k.shards[1].id = crate::ShardId([3; 32])),
+        ("never valid", |_, k| k.shards[1].valid_until_ms = 0),
+        ("no assembler", |_, k| k.assemblers.clear()),
+        ("assembler that is no member", |_, k| k.assemblers = vec![DeviceId([3; 32])]),
+        ("unknown type", |_, k| k.key_type = "des:56".into()),
+        ("pair without wrapped key", |_, k| k.key_type = "ec:p256".into()),
+        ("generation 2", |_, k| k.generation = 2),
+    ];
+    for (what, change) in changes {
+        let mut bad = key.clone();
+        change(&w, &mut bad);
+        let holders: Vec<(u8, u8)> = [(11, 21), (12, 22)]
+            .into_iter()
+            .filter(|(d, _)| bad.shards.iter().any(|s| s.device == device_id(*d)))
+            .collect();
+        accept(&w, &mut bad, &holders);
+        let refusal = w.post(11, &[21], bad).expect_err(what);
+        assert_eq!(refusal.code(), "rule", "{what}: {refusal}");
+    }
+    let mut few = key.clone();
+    few.acceptances.pop();
+    w.refuses(11, &[21], few, "rule");
+    let mut twice = key.clone();
+    twice.acceptances[1] = twice.acceptances[0].clone();
+    w.refuses(11, &[21], twice, "rule");
+    let mut forged = key.clone();
+    accept(&w, &mut forged, &[(11, 22), (12, 22)]);
+    w.refuses(11, &[21], forged, "signature");
+    let mut changed_after_acceptance = key.clone();
+    changed_after_acceptance.policy.uses = u32::MAX;
+    w.refuses(11, &[21], changed_after_acceptance, "signature");
+    w.post(11, &[21], key).unwrap();
 }
 
 fn arbitrary_payload() -> impl Strategy<Value = (u16, Vec<u8>)> {
