@@ -316,7 +316,9 @@ impl FromGateway {
             Some(FromGateway::Challenge { versions, .. }) => at_most(versions.len(), VERSIONS_MAX, "versions")?,
             Some(FromGateway::Bundle(bundle)) => bundle.check()?,
             Some(FromGateway::Witnessed(head)) => at_most(head.cosignatures.len(), COSIGNATURES_MAX, "cosignatures")?,
-            Some(FromGateway::Reject { rule, text, .. }) => at_most(rule.len().max(text.len()), TEXT_BYTES_MAX, "text")?,
+            Some(FromGateway::Reject { rule, text, .. }) => {
+                at_most(rule.len().max(text.len()), TEXT_BYTES_MAX, "text")?
+            }
             Some(FromGateway::Bye { text, .. }) => at_most(text.len(), TEXT_BYTES_MAX, "text")?,
             _ => {}
         }
@@ -531,7 +533,9 @@ mod tests {
 
     #[test]
     fn messages_of_a_client_read_back() {
-        let key = Verifier(PublicKey::Ed25519([3; 32]));
+        let mut base_point = [0x66; 32];
+        base_point[0] = 0x58;
+        let key = Verifier(PublicKey::Ed25519(base_point));
         let hello = Hello {
             version: 1,
             network: NetworkId([1; 32]),
