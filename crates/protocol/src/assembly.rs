@@ -129,7 +129,9 @@ struct Holder {
 enum Standing {
     Idle,
     /// Asked; not waited for alone after `until`.
-    Asked { until: Duration },
+    Asked {
+        until: Duration,
+    },
     /// Asked, and another one was asked in its place; may still answer.
     Late,
     Answered,

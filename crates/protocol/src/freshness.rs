@@ -56,14 +56,8 @@ pub fn statement_message(
     nonce: &[u8; NONCE_BYTES],
     time_ms: u64,
 ) -> Vec<u8> {
-    let fields: [&[u8]; 6] = [
-        network.as_bytes(),
-        witness.as_bytes(),
-        requester.as_bytes(),
-        &head.to_bytes(),
-        nonce,
-        &time_ms.to_be_bytes(),
-    ];
+    let fields: [&[u8]; 6] =
+        [network.as_bytes(), witness.as_bytes(), requester.as_bytes(), &head.to_bytes(), nonce, &time_ms.to_be_bytes()];
     enc::enc("mayfly/v1/fresh", &fields)
 }
 
@@ -112,7 +106,9 @@ pub enum NotFresh {
         ours: u64,
     },
     /// A witness signed a head that contradicts ours: one of the two ledgers is forged.
-    #[error("witness {witness} stated a head of {size} entries that contradicts this device's ledger: the ledger has forked")]
+    #[error(
+        "witness {witness} stated a head of {size} entries that contradicts this device's ledger: the ledger has forked"
+    )]
     Fork {
         /// Name of the witness.
         witness: String,

@@ -8,11 +8,14 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod assembly;
 pub mod cbor;
 pub mod deal;
 pub mod entry;
+pub mod freshness;
 pub mod head;
 pub mod ids;
+pub mod peer;
 pub mod record;
 pub mod rules;
 pub mod state;

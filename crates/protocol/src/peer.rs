@@ -322,16 +322,16 @@ pub enum Cause {
 /// A message of either direction that can be put into a frame and taken from one.
 pub trait Message: Sized {
     /// The message as deterministic CBOR.
-    fn encode(&self) -> Vec<u8>;
+    fn to_bytes(&self) -> Vec<u8>;
     /// Decodes a frame's content and checks bounds.
     ///
     /// # Errors
     /// [`PeerError`]: the connection is to be closed.
-    fn decode(bytes: &[u8]) -> Result<Self, PeerError>;
+    fn from_bytes(bytes: &[u8]) -> Result<Self, PeerError>;
 
     /// The message with its length before it.
     fn frame(&self) -> Vec<u8> {
-        let content = self.encode();
+        let content = self.to_bytes();
         let length = u32::try_from(content.len()).expect("messages are bounded by what they are made of");
         [&length.to_be_bytes()[..], &content].concat()
     }
@@ -350,11 +350,11 @@ pub fn frame_length(header: [u8; FRAME_HEADER_BYTES]) -> Result<usize, PeerError
 }
 
 impl Message for Hello {
-    fn encode(&self) -> Vec<u8> {
+    fn to_bytes(&self) -> Vec<u8> {
         cbor::to_vec(self)
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, PeerError> {
+    fn from_bytes(bytes: &[u8]) -> Result<Self, PeerError> {
         let hello: Hello = cbor::from_exact(bytes)?;
         if hello.version == VERSION { Ok(hello) } else { Err(PeerError::Version(hello.version)) }
     }
@@ -394,11 +394,11 @@ pub fn channel_transcript(client: &Hello, server: &Hello, exporter: &[u8; 32]) -
 }
 
 impl Message for Request {
-    fn encode(&self) -> Vec<u8> {
+    fn to_bytes(&self) -> Vec<u8> {
         cbor::to_vec(self)
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, PeerError> {
+    fn from_bytes(bytes: &[u8]) -> Result<Self, PeerError> {
         let request: Request = cbor::from_exact(bytes)?;
         match &request.ask {
             Ask::Release(r) => bound("number of uses", (1..=USES_MAX).contains(&r.uses))?,
@@ -414,11 +414,11 @@ impl Message for Request {
 }
 
 impl Message for Answer {
-    fn encode(&self) -> Vec<u8> {
+    fn to_bytes(&self) -> Vec<u8> {
         cbor::to_vec(self)
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, PeerError> {
+    fn from_bytes(bytes: &[u8]) -> Result<Self, PeerError> {
         let answer: Answer = cbor::from_exact(bytes)?;
         match &answer.reply {
             Reply::Refused(r) => bound("text", r.text.len() <= TEXT_BYTES_MAX)?,
