@@ -125,16 +125,19 @@ impl Ephemeral {
         let peers = enc::enc(KEY_LABEL, &[peers]);
 
         let (mut send_key, mut receive_key) = (Secret::new_with(|_| ())?, Secret::new_with(|_| ())?);
-        on_secret_stack(|| {
+        let agreed = on_secret_stack(|| {
             let shared = MontgomeryPoint(*peer_public).mul_clamped(*self.secret.expose());
             if ct_eq(shared.as_bytes(), &[0; 32]) {
-                return Err(EnvelopeError::BadPeerKey);
+                return false;
             }
             let prk = Hkdf::<Sha256>::new(Some(&salt), shared.as_bytes());
             prk.expand(&own, send_key.expose_mut()).expect("a key is one block");
             prk.expand(&peers, receive_key.expose_mut()).expect("a key is one block");
-            Ok(())
-        })?;
+            true
+        });
+        if !agreed {
+            return Err(EnvelopeError::BadPeerKey);
+        }
         Ok(Session { send_key, receive_key, send_counter: 0, receive_counter: 0 })
     }
 }

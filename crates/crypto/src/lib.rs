@@ -7,6 +7,8 @@
 //! - a secret (root, shard, key, seed, shared secret) outside an arena slot of `mayfly-secmem` or the secret stack;
 //! - a secret in a `Vec`, a `String`, a `Debug` output or an error;
 //! - a branch or a table index that depends on a secret (public keys, indices, commitments and lengths are public);
+//! - anything but a slot, a number, a `bool` or a whole array as the result of a secret operation: the unused bytes of an enum, such as an
+//!   error with fields, would carry out what lay on the secret stack before (seen here; `tests/no_trace.rs` keeps it away);
 //! - a panic, or an allocation without a named bound, on bytes that came from outside.
 //!
 //! | Module | Is |

@@ -15,7 +15,7 @@ use curve25519_dalek::constants::RISTRETTO_BASEPOINT_TABLE;
 use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoBasepointTable, RistrettoPoint};
 use curve25519_dalek::scalar::Scalar;
 use curve25519_dalek::traits::Identity;
-use mayfly_secmem::{Exhausted, RandomError, Secret, on_secret_stack, random, runs_on_secret_stack};
+use mayfly_secmem::{Exhausted, RandomError, Secret, SecretBytes, on_secret_stack, random, runs_on_secret_stack};
 use sha2::{Digest, Sha512};
 use std::sync::{LazyLock, OnceLock};
 use thiserror::Error;
@@ -26,6 +26,9 @@ pub const MAX_SHARES: usize = 63;
 pub const THRESHOLD_MIN: usize = 2;
 /// The second generator is `from_uniform_bytes(SHA-512(this string))` (RFC 9496 section 4.3.4): nobody knows its logarithm to the first.
 pub const SECOND_GENERATOR_SEED: &str = "mayfly/v1/pedersen-h";
+
+/// Random bytes behind one uniform scalar.
+const WIDE_BYTES: usize = 64;
 
 /// What one holder keeps: `f(x) || g(x)`, two canonical scalars, little-endian.
 pub type Share = Secret<64>;
@@ -144,12 +147,8 @@ impl Commitment {
 /// # Errors
 /// [`RandomError`] when there is no randomness or no slot.
 pub fn random_root() -> Result<Secret<32>, RandomError> {
-    Secret::try_new_with(|slot| {
-        on_secret_stack(|| {
-            *slot = random_scalar()?.to_bytes();
-            Ok(())
-        })
-    })
+    let wide = Secret::<64>::try_new_with(|slot| random(slot))?;
+    Ok(Secret::new_with(|slot| on_secret_stack(|| *slot = uniform(wide.expose()).to_bytes()))?)
 }
 
 /// Shares `root` among these indices so that any `t` shares give it back and fewer say nothing.
@@ -165,13 +164,17 @@ pub fn deal(root: &Secret<32>, t: u8, indices: &[u32]) -> Result<(Commitment, Ve
     prepare_table();
     let empty_slot = |index: &u32| Ok((*index, Secret::new_with(|_| ())?));
     let mut shares = indices.iter().map(empty_slot).collect::<Result<Vec<(u32, Share)>, ShareError>>()?;
+    let randomness = SecretBytes::try_new_with(t * 2 * WIDE_BYTES, |slot| random(slot))?;
     let mut coefficients = Vec::with_capacity(t);
-    on_secret_stack(|| {
-        let polynomials = Polynomials::random(root, t)?;
+    let dealt = on_secret_stack(|| {
+        let Some(polynomials) = Polynomials::new(root, randomness.expose().as_chunks().0) else { return false };
         coefficients.extend(polynomials.commitments());
         shares.iter_mut().for_each(|(index, slot)| polynomials.evaluate(*index, slot.expose_mut()));
-        Ok::<(), ShareError>(())
-    })?;
+        true
+    });
+    if !dealt {
+        return Err(ShareError::BadRoot);
+    }
     Ok((Commitment { coefficients }, shares))
 }
 
@@ -183,10 +186,24 @@ pub fn verify(index: u32, share: &Share, commitment: &Commitment) -> Result<(), 
     check_indices(&[index])?;
     let expected = evaluate_points(&commitment.points()?, index);
     prepare_table();
-    on_secret_stack(|| {
-        let (value, blind) = read_share(index, share)?;
-        if commit(&value, &blind) == expected { Ok(()) } else { Err(ShareError::Mismatch(index)) }
-    })
+    let verdict = on_secret_stack(|| match read_share(share) {
+        None => Verdict::NotCanonical,
+        Some((value, blind)) if commit(&value, &blind) == expected => Verdict::Fits,
+        Some(_) => Verdict::Differs,
+    });
+    match verdict {
+        Verdict::Fits => Ok(()),
+        Verdict::NotCanonical => Err(ShareError::NotCanonical(index)),
+        Verdict::Differs => Err(ShareError::Mismatch(index)),
+    }
+}
+
+/// What leaves the secret stack after a check: a byte without a payload (see the crate's page).
+#[repr(u8)]
+enum Verdict {
+    Fits,
+    NotCanonical,
+    Differs,
 }
 
 /// Puts the root together from exactly `t` shares of one epoch.
@@ -207,14 +224,17 @@ pub fn combine(t: u8, shares: &[(u32, &Share)]) -> Result<Secret<32>, ShareError
     check_indices(&indices)?;
     let weights = lagrange_weights(&indices);
     Secret::try_new_with(|slot| {
-        on_secret_stack(|| {
+        // Zero, which is no index, stands for "none": a plain number leaves the secret stack.
+        let not_canonical = on_secret_stack(|| {
             let mut root = Scalar::ZERO;
             for ((index, share), weight) in shares.iter().zip(&weights) {
-                root += weight * read_share(*index, share)?.0;
+                let Some((value, _)) = read_share(share) else { return *index };
+                root += weight * value;
             }
             *slot = root.to_bytes();
-            Ok(())
-        })
+            0
+        });
+        if not_canonical == 0 { Ok(()) } else { Err(ShareError::NotCanonical(not_canonical)) }
     })
 }
 
@@ -249,13 +269,15 @@ struct Polynomials {
 }
 
 impl Polynomials {
-    fn random(root: &Secret<32>, t: usize) -> Result<Self, ShareError> {
-        let mut polynomials = Self { t, coefficients: [(Scalar::ZERO, Scalar::ZERO); MAX_SHARES] };
-        for (value, blind) in &mut polynomials.coefficients[..t] {
-            (*value, *blind) = (random_scalar()?, random_scalar()?);
+    /// `f(0)` is the root, all other coefficients come from the randomness: two draws for each degree. `None` when the root is not canonical.
+    fn new(root: &Secret<32>, randomness: &[[u8; 2 * WIDE_BYTES]]) -> Option<Self> {
+        let mut polynomials = Self { t: randomness.len(), coefficients: [(Scalar::ZERO, Scalar::ZERO); MAX_SHARES] };
+        for (coefficient, wide) in polynomials.coefficients.iter_mut().zip(randomness) {
+            let ([value, blind], []) = wide.as_chunks() else { unreachable!("two draws are two halves") };
+            *coefficient = (uniform(value), uniform(blind));
         }
-        polynomials.coefficients[0].0 = canonical(root.expose()).ok_or(ShareError::BadRoot)?;
-        Ok(polynomials)
+        polynomials.coefficients[0].0 = canonical(root.expose())?;
+        Some(polynomials)
     }
 
     fn commitments(&self) -> impl Iterator<Item = [u8; 32]> {
@@ -273,20 +295,18 @@ impl Polynomials {
     }
 }
 
-/// Uniform over the scalars: 64 random bytes, reduced. Only on the secret stack.
-fn random_scalar() -> Result<Scalar, RandomError> {
-    let mut wide = [0; 64];
-    random(&mut wide)?;
-    Ok(Scalar::from_bytes_mod_order_wide(&wide))
+/// Uniform over the scalars, zero included: 64 random bytes, reduced. The bias is below 2^-250.
+fn uniform(wide: &[u8; WIDE_BYTES]) -> Scalar {
+    Scalar::from_bytes_mod_order_wide(wide)
 }
 
 fn canonical(bytes: &[u8; 32]) -> Option<Scalar> {
     Scalar::from_canonical_bytes(*bytes).into()
 }
 
-fn read_share(index: u32, share: &Share) -> Result<(Scalar, Scalar), ShareError> {
+fn read_share(share: &Share) -> Option<(Scalar, Scalar)> {
     let ([value, blind], []) = share.expose().as_chunks::<32>() else { unreachable!("64 bytes are two halves") };
-    canonical(value).zip(canonical(blind)).ok_or(ShareError::NotCanonical(index))
+    canonical(value).zip(canonical(blind))
 }
 
 fn check_indices(indices: &[u32]) -> Result<(), ShareError> {

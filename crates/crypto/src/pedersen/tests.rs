@@ -200,7 +200,7 @@ fn verify_names_the_bad_share_and_only_it() {
 fn evaluate_is_the_commitment_to_a_share() {
     let commitment = known_commitment();
     for (index, share) in known_shares() {
-        let (value, blind) = read_share(index, &share).unwrap();
+        let (value, blind) = read_share(&share).unwrap();
         let expected = &value * RISTRETTO_BASEPOINT_TABLE + blind * *SECOND_GENERATOR;
         assert_eq!(evaluate(&commitment, index).unwrap(), expected.compress().to_bytes());
     }
@@ -218,7 +218,9 @@ fn coefficients_are_uniform_zero_included() {
     let root = random_root().unwrap();
     let mut seen = [0_u32; 256];
     for _ in 0..DEALS {
-        let polynomials = Polynomials::random(&root, 2).unwrap();
+        let mut randomness = [[0; 2 * WIDE_BYTES]; 2];
+        random(randomness.as_flattened_mut()).unwrap();
+        let polynomials = Polynomials::new(&root, &randomness).unwrap();
         seen[usize::from(polynomials.coefficients[1].0.to_bytes()[0])] += 1;
     }
     // 16 expected in each; a uniform draw misses one of 256 values with a chance of about 3 in 100,000.
@@ -273,7 +275,7 @@ proptest! {
         let weights = lagrange_weights(&points);
         // Solve for the last share's value so that the sum is the wanted root.
         let (last, known) = chosen.split_last().unwrap();
-        let sum: Scalar = known.iter().zip(&weights).map(|(at, w)| w * read_share(1, &shares[*at].1).unwrap().0).sum();
+        let sum: Scalar = known.iter().zip(&weights).map(|(at, w)| w * read_share(&shares[*at].1).unwrap().0).sum();
         let value = (wanted - sum) * weights.last().unwrap().invert();
         let mut invented = *shares[*last].1.expose();
         invented[..32].copy_from_slice(value.as_bytes());

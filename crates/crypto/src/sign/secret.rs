@@ -84,11 +84,15 @@ impl P256Secret {
     /// # Errors
     /// [`SignError::BadSecret`] when it is zero or not below the order.
     pub fn from_scalar(scalar: Secret<32>) -> Result<Self, SignError> {
-        let public = on_secret_stack(|| {
-            let key = signing_key(&scalar)?;
-            let point = key.verifying_key().to_sec1_point(true);
-            point.as_bytes().try_into().map_err(|_| SignError::BadSecret(Alg::P256))
-        })?;
+        let mut public = [0; P256_PUBLIC_BYTES];
+        let is_key = on_secret_stack(|| {
+            let Ok(key) = signing_key(&scalar) else { return false };
+            public.copy_from_slice(key.verifying_key().to_sec1_point(true).as_bytes());
+            true
+        });
+        if !is_key {
+            return Err(SignError::BadSecret(Alg::P256));
+        }
         Ok(Self { scalar, public })
     }
 
