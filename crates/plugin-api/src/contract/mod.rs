@@ -1,0 +1,1 @@
+//! The suites that a plugin of a kind must pass.
