@@ -1,0 +1,312 @@
+//! The agent's configuration: one TOML file, unknown keys are errors. `conf/agent.toml` in the docs lists every option with its risk.
+//!
+//! It must never hold a secret: PINs and passphrases of vaults come from where the vault's own page says (credentials, files).
+
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Largest configuration file in bytes.
+pub const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Where the agent listens for applications unless told otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/mayfly/agent.sock";
+/// Where the agent keeps its data unless told otherwise.
+pub const DATA_DIR_DEFAULT: &str = "/var/lib/mayfly";
+/// Where the network's description lies unless told otherwise.
+pub const NETWORK_DEFAULT: &str = "/etc/mayfly/network.toml";
+/// Longest time that holders keep an offered shard before its key must be on the ledger.
+pub const ACCEPT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Everything that an operator may set.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of this device on the ledger, unique in the network.
+    pub device_name: String,
+    /// Folder of this agent alone: replica, sealed shards, grants. Mode 0700.
+    #[serde(default = "data_dir_default")]
+    pub data_dir: PathBuf,
+    /// Description of the network, as `mayfly init` made it.
+    #[serde(default = "network_default")]
+    pub network: PathBuf,
+    /// Unix socket for applications and `mayfly`.
+    #[serde(default = "socket_default")]
+    pub socket: PathBuf,
+    /// Other agents.
+    #[serde(default)]
+    pub peers: Peers,
+    /// What seals this device's keys.
+    pub vault: Vault,
+    /// What keys get when their maker does not say it (C_GenerateKey cannot).
+    #[serde(default)]
+    pub new_keys: NewKeys,
+    /// Logs.
+    #[serde(default)]
+    pub log: Log,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What weakens a guarantee: for development and tests.
+    #[serde(default)]
+    pub danger: Danger,
+}
+
+/// How other agents reach this one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Peers {
+    /// Address to listen on. Port 0: any free one.
+    pub listen: SocketAddr,
+    /// `host:port` that others are told; without it, the address that was bound.
+    pub advertise: Option<String>,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 7411)), advertise: None }
+    }
+}
+
+/// The vault and its plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vault {
+    /// `file`, `tpm`, `pkcs11`: chooses `libmayfly_vault_KIND.so`.
+    pub kind: String,
+    /// The plugin's file; without it, the one beside the agent's executable or in `/usr/lib/mayfly`.
+    pub plugin: Option<PathBuf>,
+    /// SHA-256 of the plugin's file, hexadecimal: any other is refused.
+    pub pin: Option<String>,
+    /// Text that the plugin reads (its page says what is in it).
+    #[serde(default)]
+    pub config: String,
+}
+
+/// Settings of new keys whose maker does not name them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NewKeys {
+    /// Shares needed, 2 to 63.
+    pub threshold: u8,
+    /// Shares made, at least the threshold; fewer where there are fewer holders.
+    pub shares: u8,
+    /// Names of the devices that may put the key together; `*`: all members; none: this device alone. Each one that may can be broken into.
+    pub assemblers: Vec<String>,
+    /// How long an assembled key is kept, in seconds; 0: for one operation.
+    pub window_seconds: u32,
+}
+
+impl Default for NewKeys {
+    fn default() -> Self {
+        Self { threshold: 2, shares: 3, assemblers: Vec::new(), window_seconds: 0 }
+    }
+}
+
+/// Form of the logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Logs, on standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Form.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug`, or a filter such as `info,mayfly_agent::node=debug`.
+    pub level: String,
+    /// Whether names of keys appear. Their ids do not say what a key is for.
+    pub key_names: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into(), key_names: false }
+    }
+}
+
+/// Bounds that an operator may move.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most shard releases per second for one assembler; 0: no bound.
+    pub releases_per_second_max: u32,
+    /// Most inbound connections of other agents, all together.
+    pub peer_connections_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { releases_per_second_max: 0, peer_connections_max: 256 }
+    }
+}
+
+/// For development and tests only.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Danger {
+    /// How long holders keep an offered shard, milliseconds. Shorter than it takes to write the key: keys cannot be made.
+    pub accept_deadline_ms: u64,
+    /// Length of a session in milliseconds; 0: as the network's rules say (8 h).
+    pub session_ms: u64,
+    /// Plugins may lie in folders that others can write to.
+    pub plugin_path_unchecked: bool,
+}
+
+impl Default for Danger {
+    fn default() -> Self {
+        let accept_deadline_ms = ACCEPT_DEADLINE.as_millis() as u64;
+        Self { accept_deadline_ms, session_ms: 0, plugin_path_unchecked: false }
+    }
+}
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is too large to be a configuration.
+    #[error("{0} is larger than {FILE_BYTES_MAX} bytes")]
+    TooLarge(PathBuf),
+    /// Not TOML, an unknown key, or a value of the wrong kind.
+    #[error("{path}: {text}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what, for people.
+        text: String,
+    },
+    /// A value that cannot work.
+    #[error("{path}: {what}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Which and why.
+        what: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file. Relative paths in it are relative to the file's folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.into(), source };
+        if std::fs::metadata(path).map_err(read)?.len() > FILE_BYTES_MAX {
+            return Err(ConfigError::TooLarge(path.into()));
+        }
+        let mut config = Config::parse(&std::fs::read_to_string(path).map_err(read)?, path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let plugin = config.vault.plugin.iter_mut();
+        for place in [&mut config.data_dir, &mut config.network, &mut config.socket].into_iter().chain(plugin) {
+            *place = folder.join(&*place);
+        }
+        Ok(config)
+    }
+
+    /// Reads a configuration; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError::Parse`], [`ConfigError::Value`].
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text)
+            .map_err(|e| ConfigError::Parse { path: path.into(), text: e.to_string().trim_end().to_owned() })?;
+        match config.fault() {
+            None => Ok(config),
+            Some(what) => Err(ConfigError::Value { path: path.into(), what }),
+        }
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        let word = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let pin_ok = |pin: &String| pin.len() == 64 && pin.chars().all(|c| c.is_ascii_hexdigit());
+        let checks = [
+            (word(&self.device_name), "device_name has letters, digits, '-', '_' and '.' only"),
+            (word(&self.vault.kind), "vault.kind is one word, such as file, tpm or pkcs11"),
+            (self.vault.pin.as_ref().is_none_or(pin_ok), "vault.pin is a SHA-256 in 64 hexadecimal digits"),
+            (self.peers.advertise.as_ref().is_none_or(|a| a.contains(':')), "peers.advertise is host:port"),
+            ((2..=63).contains(&self.new_keys.threshold), "new_keys.threshold is 2 to 63"),
+            ((self.new_keys.threshold..=63).contains(&self.new_keys.shares), "new_keys.shares is new_keys.threshold to 63"),
+            (self.limits.peer_connections_max > 0, "limits.peer_connections_max is at least 1"),
+            (self.danger.accept_deadline_ms > 0, "danger.accept_deadline_ms is at least 1"),
+        ];
+        checks.iter().find(|(holds, _)| !holds).map(|(_, what)| *what)
+    }
+}
+
+fn data_dir_default() -> PathBuf {
+    DATA_DIR_DEFAULT.into()
+}
+
+fn network_default() -> PathBuf {
+    NETWORK_DEFAULT.into()
+}
+
+fn socket_default() -> PathBuf {
+    SOCKET_DEFAULT.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = "device_name = \"one\"\n[vault]\nkind = \"file\"\n";
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("agent.toml"))
+    }
+
+    #[test]
+    fn the_smallest_file_gives_the_defaults() {
+        let config = parse(SMALLEST).unwrap();
+        assert_eq!(config.socket, Path::new(SOCKET_DEFAULT));
+        assert_eq!(config.peers.listen.port(), 7411);
+        assert_eq!(config.danger.accept_deadline_ms, 30_000);
+        assert!(!config.log.key_names);
+    }
+
+    #[test]
+    fn unknown_keys_and_impossible_values_are_errors_that_name_them() {
+        for (addition, names) in [
+            ("colour = 1\n", "colour"),
+            ("[peers]\nlisten = \"nowhere\"\n", "listen"),
+            ("[peers]\nport = 1\n", "port"),
+            ("[log]\nformat = \"xml\"\n", "format"),
+            ("[danger]\nskip_checks = true\n", "skip_checks"),
+            ("[danger]\naccept_deadline_ms = 0\n", "accept_deadline_ms"),
+            ("[peers]\nadvertise = \"host\"\n", "advertise"),
+            ("[new_keys]\nthreshold = 1\n", "threshold"),
+            ("[new_keys]\nthreshold = 4\n", "shares"),
+        ] {
+            let error = parse(&format!("{SMALLEST}{addition}")).unwrap_err().to_string();
+            assert!(error.contains(names), "{error}");
+        }
+        assert!(parse(&SMALLEST.replace("one", "a b")).unwrap_err().to_string().contains("device_name"));
+        assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        std::fs::write(&file, format!("data_dir = \"data\"\nsocket = \"/x/agent.sock\"\n{SMALLEST}")).unwrap();
+        let config = Config::load(&file).unwrap();
+        assert_eq!(config.data_dir, folder.path().join("data"));
+        assert_eq!(config.socket, Path::new("/x/agent.sock"));
+    }
+}
