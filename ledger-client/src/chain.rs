@@ -1,0 +1,186 @@
+//! What follows what: the state at the tip, the state at the newest witnessed head, and the heads in between. Pure.
+//!
+//! Why two states: `docs/decisions/0003-two-states.md`. As long as the effective state has no witness, it follows the tip entry by entry:
+//! so the record that appoints the first witness is the last one that takes effect without a witness.
+
+use mayfly_protocol::head::{self, Cosignature};
+use mayfly_protocol::sync::Bundle;
+use mayfly_protocol::{Head, NetworkId, Refusal, State};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Most states kept above the effective one. Beyond it the oldest is let go; a newer head can still be witnessed.
+pub const MARKS_MAX: usize = 1024;
+
+/// The two states of a replica.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    network: NetworkId,
+    tip: Arc<State>,
+    effective: Arc<State>,
+    /// States above the effective one, ascending; the last is the tip.
+    marks: VecDeque<Arc<State>>,
+}
+
+/// Why entries do not extend the chain. Nothing is changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// The entries do not start where the chain ends.
+    #[error("entries start at {got}, the next one is {expected}")]
+    Gap {
+        /// Index that comes next.
+        expected: u64,
+        /// Index that was given.
+        got: u64,
+    },
+    /// The first entry is another network's.
+    #[error("the first entry is of network {0}")]
+    OtherNetwork(NetworkId),
+    /// An entry breaks a rule: whoever sequenced it, or this program, is wrong.
+    #[error("entry {index} breaks a rule")]
+    Refused {
+        /// Its index.
+        index: u64,
+        /// The rule.
+        #[source]
+        refusal: Refusal,
+    },
+}
+
+/// What a signed head came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advance {
+    /// The effective state is now the one at this head.
+    Advanced,
+    /// Too few witnesses signed it.
+    NotWitnessed,
+    /// It is at or below the effective head, and agrees as far as this can still be told.
+    Old,
+    /// Its entries are not here (yet), or its state is not kept any more.
+    Unknown,
+    /// Its root is not the root over our entries. The head is ours at that size.
+    Conflict(Head),
+}
+
+impl Chain {
+    /// An empty chain of this network.
+    pub fn new(network: NetworkId) -> Chain {
+        let empty = Arc::new(State::default());
+        Chain { network, tip: empty.clone(), effective: empty, marks: VecDeque::new() }
+    }
+
+    /// Appends all entries of the bundle, or none.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub fn extend(&mut self, bundle: &Bundle) -> Result<(), ChainError> {
+        let expected = self.tip.size();
+        if bundle.first != expected {
+            return Err(ChainError::Gap { expected, got: bundle.first });
+        }
+        self.append(bundle.time_ms, bundle.entries.iter().map(|e| e.as_slice()))
+    }
+
+    /// Appends one entry: for replay from disk, where the borders of bundles are not known.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub fn push(&mut self, time_ms: u64, entry: &[u8]) -> Result<(), ChainError> {
+        self.append(time_ms, std::iter::once(entry))
+    }
+
+    /// Takes a head that witnesses signed.
+    pub fn advance(&mut self, head: &Head, cosignatures: &[Cosignature]) -> Advance {
+        if let Some(ours) = self.root_at(head.size).filter(|ours| ours != head) {
+            return Advance::Conflict(ours);
+        }
+        if head.size <= self.effective.size() {
+            return Advance::Old;
+        }
+        let Some(state) = self.at(head.size) else { return Advance::Unknown };
+        // Signatures are judged by the sessions in the state at that very head, so that every replica judges alike.
+        if !head::is_witnessed(&self.effective, &state, head, cosignatures) {
+            return Advance::NotWitnessed;
+        }
+        self.set_effective(state);
+        Advance::Advanced
+    }
+
+    /// Everything that was verified.
+    pub fn tip(&self) -> &Arc<State> {
+        &self.tip
+    }
+
+    /// The state at the newest witnessed head.
+    pub fn effective(&self) -> &Arc<State> {
+        &self.effective
+    }
+
+    /// The state at this size, if it is kept.
+    pub fn at(&self, size: u64) -> Option<Arc<State>> {
+        if size == self.effective.size() {
+            return Some(self.effective.clone());
+        }
+        let at = self.marks.binary_search_by_key(&size, |s| s.size()).ok()?;
+        self.marks.get(at).cloned()
+    }
+
+    /// The head at this size, if it is among those that are still known.
+    pub fn root_at(&self, size: u64) -> Option<Head> {
+        match self.tip.recent_head(size) {
+            Some((head, _)) => Some(head),
+            None => self.at(size).map(|s| s.head()),
+        }
+    }
+
+    fn append<'e>(&mut self, time_ms: u64, entries: impl Iterator<Item = &'e [u8]>) -> Result<(), ChainError> {
+        let mut tip = State::clone(&self.tip);
+        let mut effective = self.effective.clone();
+        for entry in entries {
+            let index = tip.size();
+            tip.apply(time_ms, entry).map_err(|refusal| ChainError::Refused { index, refusal })?;
+            if tip.network != self.network {
+                return Err(ChainError::OtherNetwork(tip.network));
+            }
+            if effective.size() == index && effective.witnesses().is_empty() {
+                effective = Arc::new(tip.clone());
+            }
+        }
+        self.tip = Arc::new(tip);
+        self.effective = effective;
+        self.mark();
+        Ok(())
+    }
+
+    /// Keeps the state at the tip.
+    fn mark(&mut self) {
+        if self.tip.size() > self.effective.size() {
+            if self.marks.len() == MARKS_MAX {
+                self.marks.pop_front();
+            }
+            self.marks.push_back(self.tip.clone());
+        } else {
+            self.marks.clear();
+        }
+    }
+
+    fn set_effective(&mut self, state: Arc<State>) {
+        let size = state.size();
+        self.effective = state;
+        while self.marks.front().is_some_and(|s| s.size() <= size) {
+            self.marks.pop_front();
+        }
+        // Without witnesses nothing waits for them: what was verified takes effect.
+        if self.effective.witnesses().is_empty() {
+            self.follow_tip();
+        }
+    }
+
+    /// Takes the kept states into effect one by one, as long as there is no witness to wait for.
+    fn follow_tip(&mut self) {
+        while self.effective.witnesses().is_empty() {
+            let Some(next) = self.marks.pop_front() else { return };
+            self.effective = next;
+        }
+    }
+}
