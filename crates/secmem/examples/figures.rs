@@ -1,9 +1,7 @@
 //! Prints what secret memory costs, in nanoseconds: `cargo run --profile ci -p mayfly-secmem --example figures`.
 //! Each figure is the lowest of several rounds, so that other work on the machine counts as little as possible.
 
-use mayfly_secmem::{
-    Secret, SecretBytes, harden_process, mask_signals_on_this_thread, on_secret_stack, status, wipe,
-};
+use mayfly_secmem::{Secret, SecretBytes, harden_process, mask_signals_on_this_thread, on_secret_stack, status, wipe};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -21,9 +19,7 @@ fn main() {
     figure("secret of 16 KiB, taken and dropped", 20_000, || {
         black_box(SecretBytes::new_with(16 * 1024, |_| {}).expect("room"));
     });
-    let held: Vec<_> = (0..20_000)
-        .map(|_| Secret::<32>::new_with(|_| {}).expect("room"))
-        .collect();
+    let held: Vec<_> = (0..20_000).map(|_| Secret::<32>::new_with(|_| {}).expect("room")).collect();
     figure("secret of 32 bytes beside 20,000 others", 100_000, || {
         black_box(Secret::<32>::new_with(|_| {}).expect("room"));
     });
@@ -42,13 +38,9 @@ fn main() {
     });
     let mut stack = vec![1u8; 32 * 1024];
     figure("wipe of 32 KiB", 20_000, || wipe(black_box(&mut stack)));
-    figure("on_secret_stack, nothing inside", 20_000, || {
-        on_secret_stack(|| black_box(()))
-    });
+    figure("on_secret_stack, nothing inside", 20_000, || on_secret_stack(|| black_box(())));
     mask_signals_on_this_thread();
-    figure("on_secret_stack, signals masked for good", 20_000, || {
-        on_secret_stack(|| black_box(()))
-    });
+    figure("on_secret_stack, signals masked for good", 20_000, || on_secret_stack(|| black_box(())));
 }
 
 fn figure(name: &str, times: u32, mut work: impl FnMut()) {
@@ -74,8 +66,5 @@ fn two_threads() {
             });
         }
     });
-    println!(
-        "{:>9} ns  secret of 32 bytes, two threads at once, each",
-        start.elapsed().as_nanos() / times
-    );
+    println!("{:>9} ns  secret of 32 bytes, two threads at once, each", start.elapsed().as_nanos() / times);
 }

@@ -69,10 +69,7 @@ impl Slot {
     #[inline]
     pub(crate) fn take(len: usize) -> Result<Self, Exhausted> {
         if len > SECRET_BYTES_MAX {
-            return Err(Exhausted::TooLarge {
-                wanted_bytes: len,
-                max_bytes: SECRET_BYTES_MAX,
-            });
+            return Err(Exhausted::TooLarge { wanted_bytes: len, max_bytes: SECRET_BYTES_MAX });
         }
         let class = class_of(len);
         let shard = shard_of_this_cpu();
@@ -143,12 +140,7 @@ impl Slab {
             let mut bits = word.load(Ordering::Relaxed);
             while bits != 0 {
                 let bit = bits & bits.wrapping_neg();
-                match word.compare_exchange_weak(
-                    bits,
-                    bits & !bit,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                ) {
+                match word.compare_exchange_weak(bits, bits & !bit, Ordering::Acquire, Ordering::Relaxed) {
                     Err(now) => bits = now,
                     Ok(_) if self.class.load(Ordering::Relaxed) as usize != class => {
                         // An old hint: the slab serves another class by now. The bit goes back untouched.
@@ -156,9 +148,7 @@ impl Slab {
                         return None;
                     }
                     Ok(_) => {
-                        return Some(
-                            self.slot(position * 64 + bit.trailing_zeros() as usize, class),
-                        );
+                        return Some(self.slot(position * 64 + bit.trailing_zeros() as usize, class));
                     }
                 }
             }
@@ -167,10 +157,7 @@ impl Slab {
     }
 
     fn slot(&'static self, index: usize, class: usize) -> Slot {
-        Slot {
-            pointer: self.slot_pointer(index, class),
-            slab: self,
-        }
+        Slot { pointer: self.slot_pointer(index, class), slab: self }
     }
 
     fn slot_pointer(&self, index: usize, class: usize) -> NonNull<u8> {
@@ -204,10 +191,7 @@ impl Slab {
         let class = self.class.load(Ordering::Relaxed) as usize;
         for (position, word) in self.free.iter().enumerate() {
             let full = full_word(class, position);
-            if word
-                .compare_exchange(full, 0, Ordering::Acquire, Ordering::Relaxed)
-                .is_err()
-            {
+            if word.compare_exchange(full, 0, Ordering::Acquire, Ordering::Relaxed).is_err() {
                 for (taken, word) in self.free.iter().enumerate().take(position) {
                     word.fetch_or(full_word(class, taken), Ordering::Release);
                 }
@@ -218,10 +202,7 @@ impl Slab {
     }
 
     fn free_slots(&self) -> usize {
-        self.free
-            .iter()
-            .map(|word| word.load(Ordering::Relaxed).count_ones() as usize)
-            .sum()
+        self.free.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
     }
 
     /// Checks the free slots one by one; each is taken only while it is looked at.
@@ -253,18 +234,14 @@ struct Registry {
     mapped_bytes: usize,
 }
 
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
-    assigned: [const { Vec::new() }; CLASSES],
-    spare: Vec::new(),
-    mapped_bytes: 0,
-});
+static REGISTRY: Mutex<Registry> =
+    Mutex::new(Registry { assigned: [const { Vec::new() }; CLASSES], spare: Vec::new(), mapped_bytes: 0 });
 
 /// For each class the slab of this shard that last had room.
 #[repr(align(128))]
 struct Hints([AtomicPtr<Slab>; CLASSES]);
 
-static HINTS: [Hints; SHARDS] =
-    [const { Hints([const { AtomicPtr::new(ptr::null_mut()) }; CLASSES]) }; SHARDS];
+static HINTS: [Hints; SHARDS] = [const { Hints([const { AtomicPtr::new(ptr::null_mut()) }; CLASSES]) }; SHARDS];
 
 impl Registry {
     fn lock() -> MutexGuard<'static, Self> {
@@ -275,9 +252,7 @@ impl Registry {
     /// A slot of `class`, by what costs least in the long run: a slab of this shard, a new one, one of another shard, one
     /// that another class has left empty.
     fn slot(&mut self, class: usize, shard: usize) -> Result<Slot, Exhausted> {
-        if let Some(slot) = self.slot_of(class, |slab| {
-            slab.shard.load(Ordering::Relaxed) as usize == shard
-        }) {
+        if let Some(slot) = self.slot_of(class, |slab| slab.shard.load(Ordering::Relaxed) as usize == shard) {
             return Ok(slot);
         }
         let slab = match self.spare.pop().map_or_else(|| self.grow(), Ok) {
@@ -292,17 +267,12 @@ impl Registry {
     }
 
     fn slot_of(&self, class: usize, suits: impl Fn(&Slab) -> bool) -> Option<Slot> {
-        self.assigned[class]
-            .iter()
-            .filter(|slab| suits(slab))
-            .find_map(|slab| slab.take(class))
+        self.assigned[class].iter().filter(|slab| suits(slab)).find_map(|slab| slab.take(class))
     }
 
     fn grow(&mut self) -> Result<&'static Slab, Exhausted> {
         if self.mapped_bytes + SEGMENT_BYTES > ARENA_BYTES_MAX {
-            return Err(Exhausted::Full {
-                limit_bytes: ARENA_BYTES_MAX,
-            });
+            return Err(Exhausted::Full { limit_bytes: ARENA_BYTES_MAX });
         }
         let base = sys::map_secret(SEGMENT_BYTES)?;
         self.mapped_bytes += SEGMENT_BYTES;
@@ -383,11 +353,7 @@ fn shard_of_this_cpu() -> usize {
 
 #[inline]
 const fn class_of(len: usize) -> usize {
-    if len <= SLOT_BYTES_MIN {
-        0
-    } else {
-        ((len - 1) / SLOT_BYTES_MIN).ilog2() as usize + 1
-    }
+    if len <= SLOT_BYTES_MIN { 0 } else { ((len - 1) / SLOT_BYTES_MIN).ilog2() as usize + 1 }
 }
 
 const fn slot_bytes(class: usize) -> usize {
@@ -411,10 +377,7 @@ const fn full_word(class: usize, position: usize) -> u64 {
 /// Whether `len` bytes at `pointer` (mapped, multiple of 32) are all zero.
 pub(crate) fn is_zero(pointer: NonNull<u8>, len: usize) -> bool {
     // SAFETY: the caller owns the range for the time of the call.
-    unsafe { std::slice::from_raw_parts(pointer.as_ptr(), len) }
-        .iter()
-        .fold(0u8, |sum, byte| sum | byte)
-        == 0
+    unsafe { std::slice::from_raw_parts(pointer.as_ptr(), len) }.iter().fold(0u8, |sum, byte| sum | byte) == 0
 }
 
 #[cfg(test)]
@@ -445,9 +408,7 @@ mod tests {
     #[test]
     fn bitmaps_have_one_bit_per_slot() {
         for class in 0..CLASSES {
-            let bits: u32 = (0..WORDS)
-                .map(|position| full_word(class, position).count_ones())
-                .sum();
+            let bits: u32 = (0..WORDS).map(|position| full_word(class, position).count_ones()).sum();
             assert_eq!(bits as usize, slots_per_slab(class));
         }
     }
@@ -458,10 +419,7 @@ mod tests {
         for round in 0..2000usize {
             taken.push(Slot::take(1 << (round % 15)).unwrap());
         }
-        let mut ranges: Vec<_> = taken
-            .iter()
-            .map(|slot| (slot.pointer.as_ptr() as usize, slot.bytes()))
-            .collect();
+        let mut ranges: Vec<_> = taken.iter().map(|slot| (slot.pointer.as_ptr() as usize, slot.bytes())).collect();
         ranges.sort_unstable();
         for pair in ranges.windows(2) {
             assert!(pair[0].0 + pair[0].1 <= pair[1].0);

@@ -39,10 +39,7 @@ pub fn ct_eq(a: &[u8], b: &[u8]) -> bool {
         return false;
     }
     // The barrier keeps the compiler from turning the sum into an early return.
-    let difference = a
-        .iter()
-        .zip(b)
-        .fold(0u8, |sum, (x, y)| black_box(sum | (x ^ y)));
+    let difference = a.iter().zip(b).fold(0u8, |sum, (x, y)| black_box(sum | (x ^ y)));
     black_box(difference) == 0
 }
 

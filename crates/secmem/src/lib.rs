@@ -42,15 +42,13 @@ mod signals;
 mod stack;
 mod sys;
 
-pub use arena::{
-    ARENA_BYTES_MAX, ArenaStatus, DirtySlot, SECRET_BYTES_MAX, status, verify_free_slots_zero,
-};
+pub use arena::{ARENA_BYTES_MAX, ArenaStatus, DirtySlot, SECRET_BYTES_MAX, status, verify_free_slots_zero};
 pub use bytes::{RandomError, ct_eq, random, wipe};
 pub use process::{HardenError, Hardening, harden_process};
 pub use secret::{Secret, SecretBytes};
 pub use signals::mask_signals_on_this_thread;
 pub use stack::{
-    SECRET_STACK_BYTES, SECRET_STACKS_MAX, SecretPanic, install_panic_hook, on_secret_stack,
-    runs_on_secret_stack, try_on_secret_stack,
+    SECRET_STACK_BYTES, SECRET_STACKS_MAX, SecretPanic, install_panic_hook, on_secret_stack, runs_on_secret_stack,
+    try_on_secret_stack,
 };
 pub use sys::Exhausted;

@@ -74,11 +74,7 @@ mod gnu {
     /// # Safety
     /// As in C.
     #[unsafe(no_mangle)]
-    pub unsafe extern "C" fn reallocarray(
-        block: *mut c_void,
-        count: size_t,
-        bytes: size_t,
-    ) -> *mut c_void {
+    pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: size_t, bytes: size_t) -> *mut c_void {
         match count.checked_mul(bytes) {
             // SAFETY: the caller's promise.
             Some(total) => unsafe { realloc(block, total) },

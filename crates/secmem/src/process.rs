@@ -39,17 +39,10 @@ pub enum HardenError {
 /// [`HardenError`]: the process must not handle secrets then.
 pub fn harden_process() -> Result<Hardening, HardenError> {
     // SAFETY: changes flags of the process only.
-    checked("prctl(PR_SET_DUMPABLE)", unsafe {
-        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0)
-    })?;
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    checked("prctl(PR_SET_DUMPABLE)", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })?;
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `none` is valid for the call.
-    checked("setrlimit(RLIMIT_CORE)", unsafe {
-        libc::setrlimit(libc::RLIMIT_CORE, &none)
-    })?;
+    checked("setrlimit(RLIMIT_CORE)", unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) })?;
     let memlock_bytes = raise_memlock()?;
     crate::arena::prepare()?;
     crate::stack::prepare()?;
@@ -65,29 +58,15 @@ pub fn harden_process() -> Result<Hardening, HardenError> {
 }
 
 fn raise_memlock() -> Result<u64, HardenError> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is valid for the call to fill in.
-    checked("getrlimit(RLIMIT_MEMLOCK)", unsafe {
-        libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit)
-    })?;
+    checked("getrlimit(RLIMIT_MEMLOCK)", unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) })?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: `limit` is valid for the call. Raising to the hard limit needs no right.
-    checked("setrlimit(RLIMIT_MEMLOCK)", unsafe {
-        libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit)
-    })?;
+    checked("setrlimit(RLIMIT_MEMLOCK)", unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) })?;
     Ok(limit.rlim_cur)
 }
 
 fn checked(call: &'static str, result: libc::c_int) -> Result<(), HardenError> {
-    if result < 0 {
-        Err(HardenError::System {
-            call,
-            errno: errno(),
-        })
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(HardenError::System { call, errno: errno() }) } else { Ok(()) }
 }

@@ -19,10 +19,7 @@ unsafe impl<const N: usize> Send for Secret<N> {}
 unsafe impl<const N: usize> Sync for Secret<N> {}
 
 impl<const N: usize> Secret<N> {
-    const FITS: () = assert!(
-        N >= 1 && N <= SECRET_BYTES_MAX,
-        "a Secret has 1 to 16384 bytes"
-    );
+    const FITS: () = assert!(N >= 1 && N <= SECRET_BYTES_MAX, "a Secret has 1 to 16384 bytes");
 
     /// Makes a secret in place: `fill` gets the slot, all zeros.
     ///
@@ -41,13 +38,9 @@ impl<const N: usize> Secret<N> {
     /// # Errors
     /// [`Exhausted`], turned into `E`, or whatever `fill` returns.
     #[inline]
-    pub fn try_new_with<E: From<Exhausted>>(
-        fill: impl FnOnce(&mut [u8; N]) -> Result<(), E>,
-    ) -> Result<Self, E> {
+    pub fn try_new_with<E: From<Exhausted>>(fill: impl FnOnce(&mut [u8; N]) -> Result<(), E>) -> Result<Self, E> {
         let () = Self::FITS;
-        let mut secret = Self {
-            slot: Slot::take(N)?,
-        };
+        let mut secret = Self { slot: Slot::take(N)? };
         fill(secret.expose_mut())?;
         Ok(secret)
     }
@@ -110,10 +103,7 @@ impl SecretBytes {
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let mut secret = Self {
-            slot: Slot::take(len)?,
-            len,
-        };
+        let mut secret = Self { slot: Slot::take(len)?, len };
         fill(secret.expose_mut())?;
         Ok(secret)
     }
@@ -205,10 +195,7 @@ mod tests {
     fn debug_shows_no_byte() {
         let secret = Secret::<4>::new_with(|bytes| bytes.copy_from_slice(b"\xabLMN")).unwrap();
         let bytes = SecretBytes::new_with(4, |bytes| bytes.copy_from_slice(b"\xabLMN")).unwrap();
-        for text in [
-            format!("{secret:?} {secret:#?}"),
-            format!("{bytes:?} {bytes:#?}"),
-        ] {
+        for text in [format!("{secret:?} {secret:#?}"), format!("{bytes:?} {bytes:#?}")] {
             for form in ["171", "ab", "AB", "LMN", "4c4d", "76, 77"] {
                 assert!(!text.contains(form), "{text}");
             }

@@ -23,11 +23,7 @@ impl Mask {
     /// Blocks all signals, if this thread has not done so for good.
     #[inline]
     pub(crate) fn block() -> Self {
-        Self(if MASKED_FOR_GOOD.get() {
-            None
-        } else {
-            Some(block_all())
-        })
+        Self(if MASKED_FOR_GOOD.get() { None } else { Some(block_all()) })
     }
 
     /// Puts the mask back that was there before.

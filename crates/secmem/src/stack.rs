@@ -55,9 +55,9 @@ pub fn on_secret_stack<R>(f: impl FnOnce() -> R) -> R {
     match run(f) {
         Ok(result) => result,
         // The hook has spoken already; the payload that travels on is a constant.
-        Err(SecretPanic::Panicked) => panic::resume_unwind(Box::new(
-            "a secret operation panicked; its message was wiped",
-        )),
+        Err(SecretPanic::Panicked) => {
+            panic::resume_unwind(Box::new("a secret operation panicked; its message was wiped"))
+        }
         Err(SecretPanic::NoStack(cause)) => panic!("no secret stack: {cause}"),
     }
 }
@@ -84,10 +84,7 @@ struct Task<F, R> {
 
 fn run<R, F: FnOnce() -> R>(f: F) -> Result<R, SecretPanic> {
     install_panic_hook();
-    let mut task = Task {
-        f: Some(f),
-        result: None,
-    };
+    let mut task = Task { f: Some(f), result: None };
     let address = (&raw mut task).cast::<c_void>();
     let mask = Mask::block();
     INSIDE.set(true);
@@ -157,23 +154,13 @@ pub fn install_panic_hook() {
     }
     INSTALLED.call_once(|| {
         let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if INSIDE.get() {
-                say_where(info)
-            } else {
-                before(info)
-            }
-        }));
+        panic::set_hook(Box::new(move |info| if INSIDE.get() { say_where(info) } else { before(info) }));
     });
 }
 
 fn say_where(info: &PanicHookInfo<'_>) {
     if let Some(place) = info.location() {
-        eprintln!(
-            "panic in a secret operation at {}:{} (message withheld)",
-            place.file(),
-            place.line()
-        );
+        eprintln!("panic in a secret operation at {}:{} (message withheld)", place.file(), place.line());
     }
 }
 
@@ -208,14 +195,10 @@ mod tests {
 
     #[test]
     fn panics_come_back_without_their_message() {
-        let payload =
-            panic::catch_unwind(|| on_secret_stack(|| panic!("the key is {}", 42))).unwrap_err();
+        let payload = panic::catch_unwind(|| on_secret_stack(|| panic!("the key is {}", 42))).unwrap_err();
         let text = payload.downcast_ref::<&str>().unwrap();
         assert!(!text.contains("42"), "{text}");
-        assert_eq!(
-            try_on_secret_stack(|| panic!("the key is {}", 42)),
-            Err::<(), _>(SecretPanic::Panicked)
-        );
+        assert_eq!(try_on_secret_stack(|| panic!("the key is {}", 42)), Err::<(), _>(SecretPanic::Panicked));
         let nested = on_secret_stack(|| try_on_secret_stack(|| panic!("the key is {}", 42)));
         assert_eq!(nested, Err::<(), _>(SecretPanic::Panicked));
         assert!(!runs_on_secret_stack());
@@ -229,9 +212,8 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..2000u32 {
                         let secret = Secret::<32>::new_with(|bytes| bytes.fill(thread)).unwrap();
-                        let sum = on_secret_stack(|| {
-                            secret.expose().iter().map(|b| u32::from(*b)).sum::<u32>() + round
-                        });
+                        let sum =
+                            on_secret_stack(|| secret.expose().iter().map(|b| u32::from(*b)).sum::<u32>() + round);
                         assert_eq!(sum, u32::from(thread) * 32 + round);
                     }
                 });
@@ -243,10 +225,7 @@ mod tests {
 
     #[test]
     fn the_weaker_form_works_too() {
-        let mut task = Task {
-            f: Some(|| 7),
-            result: None,
-        };
+        let mut task = Task { f: Some(|| 7), result: None };
         let address = (&raw mut task).cast::<c_void>();
         fn entry_of<R, F: FnOnce() -> R>(_: &Task<F, R>) -> extern "C" fn(*mut c_void) {
             entry::<R, F>

@@ -12,9 +12,7 @@ pub(crate) const GUARD_BYTES: usize = 64 * 1024;
 #[non_exhaustive]
 pub enum Exhausted {
     /// One secret was asked to be larger than a slot can be.
-    #[error(
-        "a secret of {wanted_bytes} bytes is larger than the {max_bytes} bytes that one slot of secret memory has"
-    )]
+    #[error("a secret of {wanted_bytes} bytes is larger than the {max_bytes} bytes that one slot of secret memory has")]
     TooLarge {
         /// what was asked for
         wanted_bytes: usize,
@@ -79,13 +77,9 @@ pub(crate) fn map_secret(len: usize) -> Result<NonNull<u8>, Exhausted> {
                 return Ok(fence.keep());
             }
             // Not built in, switched off, or filtered: the older way. Anything else (no descriptors, no memory) is an error.
-            Err(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL)
-                if backing() == Backing::Unknown => {}
+            Err(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL) if backing() == Backing::Unknown => {}
             Err(errno) => {
-                return Err(Exhausted::Refused {
-                    call: "memfd_secret",
-                    errno,
-                });
+                return Err(Exhausted::Refused { call: "memfd_secret", errno });
             }
         }
     }
@@ -143,11 +137,7 @@ impl Drop for Fence {
 fn memfd_secret() -> Result<libc::c_int, i32> {
     // SAFETY: the call takes one flag word and touches no memory.
     let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC as libc::c_uint) };
-    if fd < 0 {
-        Err(errno())
-    } else {
-        Ok(fd as libc::c_int)
-    }
+    if fd < 0 { Err(errno()) } else { Ok(fd as libc::c_int) }
 }
 
 /// Puts `len` secret pages of `fd` at `base` and closes `fd`: the mapping alone keeps them.
@@ -156,14 +146,8 @@ fn fill_from_memfd(base: *mut libc::c_void, len: usize, fd: libc::c_int) -> Resu
     let outcome = unsafe {
         if libc::ftruncate(fd, len as libc::off_t) != 0 {
             Err(refused("ftruncate"))
-        } else if libc::mmap(
-            base,
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_FIXED,
-            fd,
-            0,
-        ) == libc::MAP_FAILED
+        } else if libc::mmap(base, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED, fd, 0)
+            == libc::MAP_FAILED
         {
             Err(refused("mmap of memfd_secret"))
         } else {
@@ -183,9 +167,7 @@ fn fill_with_locked_pages(base: *mut libc::c_void, len: usize) -> Result<(), Exh
     // SAFETY: as in `fill_from_memfd`.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        if libc::mmap(base, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
-            == libc::MAP_FAILED
-        {
+        if libc::mmap(base, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) == libc::MAP_FAILED {
             return Err(refused("mmap"));
         }
         if libc::mlock(base, len) != 0 {
@@ -199,10 +181,7 @@ fn fill_with_locked_pages(base: *mut libc::c_void, len: usize) -> Result<(), Exh
 
 /// Never in a core file, never in a child.
 fn advise(base: *mut libc::c_void, len: usize) -> Result<(), Exhausted> {
-    for (advice, call) in [
-        (libc::MADV_DONTFORK, "madvise(DONTFORK)"),
-        (libc::MADV_DONTDUMP, "madvise(DONTDUMP)"),
-    ] {
+    for (advice, call) in [(libc::MADV_DONTFORK, "madvise(DONTFORK)"), (libc::MADV_DONTDUMP, "madvise(DONTDUMP)")] {
         // SAFETY: the range is a mapping of ours, and neither advice changes its contents.
         if unsafe { libc::madvise(base, len, advice) } != 0 {
             return Err(refused(call));
@@ -224,10 +203,7 @@ fn settle(kind: Backing) {
 }
 
 fn refused(call: &'static str) -> Exhausted {
-    Exhausted::Refused {
-        call,
-        errno: errno(),
-    }
+    Exhausted::Refused { call, errno: errno() }
 }
 
 /// `errno` of this thread.

@@ -1,4 +1,5 @@
 //! Nothing is left in ordinary memory: this process searches itself through `/proc/self/mem`, canaries included.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping, helpers too")]
 
 mod common;
 
@@ -20,10 +21,7 @@ struct Search {
 impl Search {
     fn new(secret: &Secret<32>) -> Self {
         let pieces = on_secret_stack(|| {
-            let raw = secret
-                .expose()
-                .chunks_exact(8)
-                .map(|piece| word(piece) ^ MASK);
+            let raw = secret.expose().chunks_exact(8).map(|piece| word(piece) ^ MASK);
             let hex = secret.expose().chunks_exact(4).map(|piece| {
                 let digits = piece.iter().flat_map(|byte| [byte >> 4, byte & 15]);
                 let text = digits.map(|digit| char::from_digit(digit.into(), 16).unwrap() as u8);
@@ -31,10 +29,7 @@ impl Search {
             });
             raw.chain(hex).collect()
         });
-        Self {
-            pieces,
-            buffer: vec![0; CHUNK + 8],
-        }
+        Self { pieces, buffer: vec![0; CHUNK + 8] }
     }
 
     fn hits(&mut self) -> usize {
@@ -42,11 +37,7 @@ impl Search {
         let memory = std::fs::File::open("/proc/self/mem").unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let mut hits = 0;
-        for (start, end) in maps
-            .lines()
-            .filter(|line| line.contains(" rw"))
-            .filter_map(range)
-        {
+        for (start, end) in maps.lines().filter(|line| line.contains(" rw")).filter_map(range) {
             for base in (start..end).step_by(CHUNK) {
                 let len = (CHUNK + 7).min(end - base);
                 // Secret memory answers with an error: it cannot be read this way.
@@ -91,11 +82,7 @@ fn the_search_finds_canaries() {
         let canary = black_box(Box::new(*secret.expose()));
         assert!(search.hits() >= 4);
         drop(canary);
-        let canary: String = secret
-            .expose()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let canary: String = secret.expose().iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(search.hits() >= 8);
         drop(black_box(canary));
     });
@@ -130,26 +117,16 @@ fn a_panic_on_the_secret_stack_leaves_nothing() {
         let secret = new_secret();
         let mut search = Search::new(&secret);
         let careless_panic = || -> u64 {
-            let text: String = secret
-                .expose()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
+            let text: String = secret.expose().iter().map(|byte| format!("{byte:02x}")).collect();
             let array = black_box(*secret.expose());
             careless(&secret);
             panic!("cannot use {text}, that is {array:?}")
         };
         try_on_secret_stack(careless_panic).unwrap_err();
-        let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            on_secret_stack(careless_panic)
-        }))
-        .unwrap_err();
+        let payload =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| on_secret_stack(careless_panic))).unwrap_err();
         assert_eq!(search.hits(), 0);
-        assert!(
-            payload
-                .downcast_ref::<&str>()
-                .is_some_and(|text| text.contains("wiped"))
-        );
+        assert!(payload.downcast_ref::<&str>().is_some_and(|text| text.contains("wiped")));
         verify_free_slots_zero().unwrap();
     });
 }
@@ -175,58 +152,36 @@ fn freed_blocks_are_wiped() {
 
 #[test]
 fn realloc_keeps_the_contents_and_wipes_what_it_leaves() {
-    isolated(
-        "realloc_keeps_the_contents_and_wipes_what_it_leaves",
-        || {
-            // SAFETY: C's rules are kept; blocks that were given back are looked at from outside only.
-            unsafe {
-                let block = libc::malloc(1000);
-                block.cast::<u8>().write_bytes(0xc7, 1000);
-                let _fence = black_box(libc::malloc(16));
-                let before = black_box(block) as usize;
-                let moved = libc::realloc(block, 50_000);
-                assert_ne!(moved as usize, before);
-                let kept = std::slice::from_raw_parts(moved.cast::<u8>(), 1000);
-                assert!(kept.iter().all(|byte| *byte == 0xc7));
-                assert!(
-                    !peek(before, 1000)
-                        .unwrap()
-                        .windows(2)
-                        .any(|pair| pair == [0xc7, 0xc7])
-                );
+    isolated("realloc_keeps_the_contents_and_wipes_what_it_leaves", || {
+        // SAFETY: C's rules are kept; blocks that were given back are looked at from outside only.
+        unsafe {
+            let block = libc::malloc(1000);
+            block.cast::<u8>().write_bytes(0xc7, 1000);
+            let _fence = black_box(libc::malloc(16));
+            let before = black_box(block) as usize;
+            let moved = libc::realloc(block, 50_000);
+            assert_ne!(moved as usize, before);
+            let kept = std::slice::from_raw_parts(moved.cast::<u8>(), 1000);
+            assert!(kept.iter().all(|byte| *byte == 0xc7));
+            assert!(!peek(before, 1000).unwrap().windows(2).any(|pair| pair == [0xc7, 0xc7]));
 
-                moved.cast::<u8>().write_bytes(0xc7, 50_000);
-                let shrunk = libc::realloc(moved, 30_000);
-                assert_eq!(shrunk, moved);
-                assert!(
-                    peek(shrunk as usize + 30_000, 20_000)
-                        .unwrap()
-                        .iter()
-                        .all(|byte| *byte == 0)
-                );
-                let before = shrunk as usize;
-                let small = libc::reallocarray(shrunk, 10, 10);
-                assert!(
-                    std::slice::from_raw_parts(small.cast::<u8>(), 100)
-                        .iter()
-                        .all(|byte| *byte == 0xc7)
-                );
-                assert!(
-                    !peek(before, 30_000)
-                        .unwrap()
-                        .windows(2)
-                        .any(|pair| pair == [0xc7, 0xc7])
-                );
+            moved.cast::<u8>().write_bytes(0xc7, 50_000);
+            let shrunk = libc::realloc(moved, 30_000);
+            assert_eq!(shrunk, moved);
+            assert!(peek(shrunk as usize + 30_000, 20_000).unwrap().iter().all(|byte| *byte == 0));
+            let before = shrunk as usize;
+            let small = libc::reallocarray(shrunk, 10, 10);
+            assert!(std::slice::from_raw_parts(small.cast::<u8>(), 100).iter().all(|byte| *byte == 0xc7));
+            assert!(!peek(before, 30_000).unwrap().windows(2).any(|pair| pair == [0xc7, 0xc7]));
 
-                assert!(libc::reallocarray(small, usize::MAX, 2).is_null());
-                assert!(libc::realloc(small, 0).is_null());
-                let fresh = libc::realloc(std::ptr::null_mut(), 10);
-                assert!(!fresh.is_null());
-                libc::free(fresh);
-                libc::free(std::ptr::null_mut());
-            }
-        },
-    );
+            assert!(libc::reallocarray(small, usize::MAX, 2).is_null());
+            assert!(libc::realloc(small, 0).is_null());
+            let fresh = libc::realloc(std::ptr::null_mut(), 10);
+            assert!(!fresh.is_null());
+            libc::free(fresh);
+            libc::free(std::ptr::null_mut());
+        }
+    });
 }
 
 #[test]
@@ -245,12 +200,7 @@ fn libraries_use_the_wiping_realloc() {
             let file = libc::fmemopen(text.as_ptr().cast_mut().cast(), text.len(), c"r".as_ptr());
             assert_eq!(libc::getline(&mut line, &mut len, file), 5001);
             assert_ne!(line as usize, before);
-            assert!(
-                !peek(before, 64)
-                    .unwrap()
-                    .windows(2)
-                    .any(|pair| pair == [0xc7, 0xc7])
-            );
+            assert!(!peek(before, 64).unwrap().windows(2).any(|pair| pair == [0xc7, 0xc7]));
             libc::fclose(file);
             libc::free(line.cast());
         }

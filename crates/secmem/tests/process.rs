@@ -1,13 +1,12 @@
 //! What secret memory promises at the level of processes: each test in one of its own.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping, helpers too")]
 
 mod common;
 
-use common::{
-    forbid_memfd_secret, in_own_process, isolated, limit_locked_memory, peek, signal_of, vm_flags,
-};
+use common::{forbid_memfd_secret, in_own_process, isolated, limit_locked_memory, peek, signal_of, vm_flags};
 use mayfly_secmem::{
-    ARENA_BYTES_MAX, Exhausted, SECRET_BYTES_MAX, Secret, SecretBytes, SecretPanic, harden_process,
-    on_secret_stack, status, try_on_secret_stack, verify_free_slots_zero,
+    ARENA_BYTES_MAX, Exhausted, SECRET_BYTES_MAX, Secret, SecretBytes, SecretPanic, harden_process, on_secret_stack,
+    status, try_on_secret_stack, verify_free_slots_zero,
 };
 
 fn address(secret: &Secret<32>) -> usize {
@@ -33,10 +32,9 @@ fn guards_surround_the_slots() {
         let secret = Secret::<32>::new_with(|_| {}).unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let lines: Vec<_> = maps.lines().collect();
-        let inside = |line: &&str| {
-            common::range(line).is_some_and(|(start, end)| (start..end).contains(&address(&secret)))
-        };
-        let position = lines.iter().position(|line| inside(line)).unwrap();
+        let inside =
+            |line: &&str| common::range(line).is_some_and(|(start, end)| (start..end).contains(&address(&secret)));
+        let position = lines.iter().position(inside).unwrap();
         let (start, end) = common::range(lines[position]).unwrap();
         let below = common::range(lines[position - 1]).unwrap();
         let above = common::range(lines[position + 1]).unwrap();
@@ -61,10 +59,7 @@ fn a_fork_child_sees_nothing() {
             (child, status)
         };
         assert!(child > 0);
-        assert!(
-            libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV,
-            "{status:#x}"
-        );
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV, "{status:#x}");
         assert_eq!(*secret.expose(), [0xa5; 32]);
     });
 }
@@ -83,10 +78,7 @@ fn exhaustion_is_an_error_and_room_comes_back() {
             }
         }
         let (large, why) = fill(SECRET_BYTES_MAX);
-        assert!(
-            matches!(why, Exhausted::Full { .. } | Exhausted::Refused { .. }),
-            "{why:?}"
-        );
+        assert!(matches!(why, Exhausted::Full { .. } | Exhausted::Refused { .. }), "{why:?}");
         assert_eq!(status().used_bytes, large.len() * SECRET_BYTES_MAX);
         assert_eq!(status().used_bytes, status().capacity_bytes);
         let room = large.len() * SECRET_BYTES_MAX;
@@ -109,10 +101,7 @@ fn memory_that_cannot_be_locked_is_refused() {
         let why = Secret::<32>::new_with(|_| {}).unwrap_err();
         assert!(matches!(why, Exhausted::Refused { .. }), "{why:?}");
         assert!(why.to_string().contains("LimitMEMLOCK"));
-        assert!(matches!(
-            try_on_secret_stack(|| ()),
-            Err(SecretPanic::NoStack(_))
-        ));
+        assert!(matches!(try_on_secret_stack(|| ()), Err(SecretPanic::NoStack(_))));
         harden_process().expect_err("no secret memory");
     });
 }
@@ -121,9 +110,7 @@ fn memory_that_cannot_be_locked_is_refused() {
 fn the_limit_of_locked_memory_is_respected() {
     isolated("the_limit_of_locked_memory_is_respected", || {
         limit_locked_memory(128 * 1024);
-        let first: Vec<_> = (0..8)
-            .map(|_| SecretBytes::new_with(SECRET_BYTES_MAX, |_| {}).unwrap())
-            .collect();
+        let first: Vec<_> = (0..8).map(|_| SecretBytes::new_with(SECRET_BYTES_MAX, |_| {}).unwrap()).collect();
         let why = SecretBytes::new_with(SECRET_BYTES_MAX, |_| {}).unwrap_err();
         assert!(matches!(why, Exhausted::Refused { .. }), "{why:?}");
         drop(first);
@@ -133,21 +120,18 @@ fn the_limit_of_locked_memory_is_respected() {
 
 #[test]
 fn without_memfd_secret_pages_are_locked_and_it_is_said() {
-    isolated(
-        "without_memfd_secret_pages_are_locked_and_it_is_said",
-        || {
-            forbid_memfd_secret();
-            let secret = Secret::<32>::new_with(|bytes| bytes.fill(1)).unwrap();
-            assert!(!status().memfd_secret);
-            assert!(!harden_process().unwrap().memfd_secret);
-            let flags = vm_flags(address(&secret));
-            for flag in ["lo", "dd", "dc"] {
-                assert!(flags.iter().any(|f| f == flag), "{flag} in {flags:?}");
-            }
-            assert_eq!(on_secret_stack(|| secret.expose()[0]), 1);
-            verify_free_slots_zero().unwrap();
-        },
-    );
+    isolated("without_memfd_secret_pages_are_locked_and_it_is_said", || {
+        forbid_memfd_secret();
+        let secret = Secret::<32>::new_with(|bytes| bytes.fill(1)).unwrap();
+        assert!(!status().memfd_secret);
+        assert!(!harden_process().unwrap().memfd_secret);
+        let flags = vm_flags(address(&secret));
+        for flag in ["lo", "dd", "dc"] {
+            assert!(flags.iter().any(|f| f == flag), "{flag} in {flags:?}");
+        }
+        assert_eq!(on_secret_stack(|| secret.expose()[0]), 1);
+        verify_free_slots_zero().unwrap();
+    });
 }
 
 #[test]
@@ -155,14 +139,9 @@ fn without_memfd_secret_a_failed_lock_is_an_error() {
     isolated("without_memfd_secret_a_failed_lock_is_an_error", || {
         forbid_memfd_secret();
         limit_locked_memory(64 * 1024);
-        let first: Vec<_> = (0..4)
-            .map(|_| SecretBytes::new_with(SECRET_BYTES_MAX, |_| {}).unwrap())
-            .collect();
+        let first: Vec<_> = (0..4).map(|_| SecretBytes::new_with(SECRET_BYTES_MAX, |_| {}).unwrap()).collect();
         let why = SecretBytes::new_with(SECRET_BYTES_MAX, |_| {}).unwrap_err();
-        assert!(
-            matches!(why, Exhausted::Refused { call: "mlock", .. }),
-            "{why:?}"
-        );
+        assert!(matches!(why, Exhausted::Refused { call: "mlock", .. }), "{why:?}");
         drop(first);
     });
 }
@@ -171,11 +150,7 @@ fn without_memfd_secret_a_failed_lock_is_an_error() {
 fn deep_recursion_hits_the_guard() {
     fn deeper(depth: usize) -> usize {
         let frame = std::hint::black_box([depth as u8; 512]);
-        if depth == 0 {
-            0
-        } else {
-            deeper(depth - 1) + usize::from(frame[7])
-        }
+        if depth == 0 { 0 } else { deeper(depth - 1) + usize::from(frame[7]) }
     }
     let outcome = in_own_process("deep_recursion_hits_the_guard", || {
         on_secret_stack(|| std::hint::black_box(deeper(10_000)));
@@ -217,10 +192,7 @@ fn hardening_does_what_it_reports() {
     isolated("hardening_does_what_it_reports", || {
         let report = harden_process().unwrap();
         assert!(report.undumpable && report.wiping_free && report.memfd_secret);
-        let mut core = libc::rlimit {
-            rlim_cur: 1,
-            rlim_max: 1,
-        };
+        let mut core = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
         // SAFETY: asks for a limit and a flag of this process.
         let dumpable = unsafe {
             assert_eq!(libc::getrlimit(libc::RLIMIT_CORE, &mut core), 0);

@@ -18,8 +18,7 @@ const LOOKS_BEFORE_SLEEP: u32 = 64;
 const SLEEP_BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 
 /// Lowest addresses of resting stacks; null = empty place.
-static PARKED: [AtomicPtr<u8>; SECRET_STACKS_MAX] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; SECRET_STACKS_MAX];
+static PARKED: [AtomicPtr<u8>; SECRET_STACKS_MAX] = [const { AtomicPtr::new(ptr::null_mut()) }; SECRET_STACKS_MAX];
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// Takes a stack: a resting one, a new one, or the next that is given back.
@@ -38,18 +37,8 @@ pub(super) fn take() -> Result<NonNull<u8>, Exhausted> {
 pub(super) fn give_back(stack: NonNull<u8>) {
     let first = place_of_this_cpu();
     // There are as many places as stacks can be mapped, so one is empty; the loop only goes round again when others move.
-    for place in (first..SECRET_STACKS_MAX)
-        .chain(0..SECRET_STACKS_MAX)
-        .cycle()
-    {
-        if PARKED[place]
-            .compare_exchange(
-                ptr::null_mut(),
-                stack.as_ptr(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            )
-            .is_ok()
+    for place in (first..SECRET_STACKS_MAX).chain(0..SECRET_STACKS_MAX).cycle() {
+        if PARKED[place].compare_exchange(ptr::null_mut(), stack.as_ptr(), Ordering::Release, Ordering::Relaxed).is_ok()
         {
             return;
         }
@@ -117,17 +106,14 @@ fn take_slowly(first: usize) -> Result<NonNull<u8>, Exhausted> {
 
 /// Maps a new stack unless there are [`SECRET_STACKS_MAX`].
 fn map_one() -> Result<Option<NonNull<u8>>, Exhausted> {
-    let counted = MAPPED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-        (count < SECRET_STACKS_MAX).then_some(count + 1)
-    });
+    let counted = MAPPED
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < SECRET_STACKS_MAX).then_some(count + 1));
     if counted.is_err() {
         return Ok(None);
     }
-    sys::map_secret(SECRET_STACK_BYTES)
-        .map(Some)
-        .inspect_err(|_| {
-            MAPPED.fetch_sub(1, Ordering::Relaxed);
-        })
+    sys::map_secret(SECRET_STACK_BYTES).map(Some).inspect_err(|_| {
+        MAPPED.fetch_sub(1, Ordering::Relaxed);
+    })
 }
 
 #[inline]

@@ -15,11 +15,7 @@ const AVX512: u64 = 2;
 /// `stack` is the lowest address of [`SECRET_STACK_BYTES`] writable bytes, aligned to 16, used by nobody else; `entry` does
 /// not unwind and may be called with `task`.
 #[inline(never)]
-pub(super) unsafe fn call_and_wipe(
-    stack: NonNull<u8>,
-    entry: extern "C" fn(*mut c_void),
-    task: *mut c_void,
-) {
+pub(super) unsafe fn call_and_wipe(stack: NonNull<u8>, entry: extern "C" fn(*mut c_void), task: *mut c_void) {
     let vectors = vector_registers();
     // SAFETY: the caller's promise keeps the end inside one allocation.
     let top = unsafe { stack.as_ptr().add(SECRET_STACK_BYTES) };
@@ -77,10 +73,7 @@ pub(super) unsafe fn call_and_wipe(
 /// Which wide registers exist (asked from the processor once, then a load).
 #[inline]
 fn vector_registers() -> u64 {
-    match (
-        is_x86_feature_detected!("avx512f"),
-        is_x86_feature_detected!("avx"),
-    ) {
+    match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx")) {
         (true, _) => AVX | AVX512,
         (false, true) => AVX,
         (false, false) => 0,
@@ -134,9 +127,6 @@ mod tests {
         assert!(clean);
         // The compiler may have used some registers in between, for addresses; the pattern must be in none.
         assert!(!general.contains(&PATTERN), "{general:x?}");
-        assert!(
-            !low.contains(&PATTERN) && !low.contains(&(PATTERN & 0xffff)),
-            "{low:x?}"
-        );
+        assert!(!low.contains(&PATTERN) && !low.contains(&(PATTERN & 0xffff)), "{low:x?}");
     }
 }
