@@ -29,6 +29,7 @@ mod config;
 mod error;
 mod page;
 mod path;
+mod signature;
 mod vault;
 
 /// The C table, version 1, and its limits.

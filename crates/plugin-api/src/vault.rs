@@ -8,6 +8,7 @@ use crate::client::{Answer, Client, Wrong, wrong};
 use crate::codec::{Op, Writer};
 use crate::config::{HostConfig, Kind};
 use crate::error::PluginError;
+use crate::signature;
 use mayfly_secmem::Secret;
 use std::sync::{Mutex, PoisonError};
 
@@ -119,14 +120,25 @@ impl VaultPlugin {
         })
     }
 
-    /// Signs `message` (at most 64 KiB) by the identity key: 64 bytes, Ed25519, or P-256 as r || s. The facade checks
-    /// length only; callers verify the signature before they use it.
+    /// Signs `message` (at most 64 KiB) by the identity key: 64 bytes, Ed25519, or P-256 as r || s. The signature was
+    /// verified under the identity's public key.
     ///
     /// # Errors
     /// [`abi::Status::NoIdentity`]; see [`VaultPlugin`].
     pub fn identity_sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_BYTES], PluginError> {
         self.within(Op::IdentitySign, message.len(), SIGN_MESSAGE_BYTES_MAX)?;
-        self.client.call(Op::IdentitySign, Writer::new().bytes(message), |answer| Ok(answer.fields.array()?))
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).identity.clone();
+        let identity = match seen {
+            Some(identity) => identity,
+            None => self.identity_public(None, false)?,
+        };
+        self.client.call(Op::IdentitySign, Writer::new().bytes(message), |answer| {
+            let signature = answer.fields.array()?;
+            if !signature::is_good(&identity, message, &signature) {
+                return wrong("a signature that does not verify");
+            }
+            Ok(signature)
+        })
     }
 
     /// Evidence of the chip about itself; the steps are described on the plugin's page.
