@@ -211,12 +211,16 @@ impl Config {
             return Err(ConfigError::TooLarge(path.into()));
         }
         let mut config = Config::parse(&std::fs::read_to_string(path).map_err(read)?, path)?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let plugin = config.vault.plugin.iter_mut();
-        for place in [&mut config.data_dir, &mut config.network, &mut config.socket].into_iter().chain(plugin) {
+        config.resolve(path.parent().unwrap_or(Path::new(".")));
+        Ok(config)
+    }
+
+    /// Makes relative paths relative to `folder`.
+    pub fn resolve(&mut self, folder: &Path) {
+        let plugin = self.vault.plugin.iter_mut();
+        for place in [&mut self.data_dir, &mut self.network, &mut self.socket].into_iter().chain(plugin) {
             *place = folder.join(&*place);
         }
-        Ok(config)
     }
 
     /// Reads a configuration; `path` is for messages.
