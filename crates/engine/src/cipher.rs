@@ -1,7 +1,7 @@
 //! One AES context of AWS-LC.
 
-use crate::Error;
 use crate::ffi::{Owned, check, failed};
+use crate::{Error, secretly};
 use aws_lc_sys as lc;
 use std::ffi::c_int;
 use std::ptr;
@@ -39,30 +39,7 @@ impl CipherContext {
         }
         // SAFETY: a fresh object, ours.
         let context = unsafe { Owned::new(lc::EVP_CIPHER_CTX_new(), "EVP_CIPHER_CTX_new") }?;
-        let raw = context.as_ptr();
-        let encrypt = c_int::from(direction == Direction::Encrypt);
-        // SAFETY: a new context. The method is set first, then for GCM the length of the IV, then key and IV, which are
-        // as long as the method reads: the key's length chose the method, the IV's was checked or set.
-        unsafe {
-            check(
-                lc::EVP_CipherInit_ex(raw, method, ptr::null_mut(), ptr::null(), ptr::null(), encrypt),
-                "EVP_CipherInit_ex",
-            )?;
-            if mode == Mode::Gcm {
-                let len = c_int::try_from(iv.len()).map_err(|_| Error::Parameter("the IV is too long"))?;
-                check(
-                    lc::EVP_CIPHER_CTX_ctrl(raw, lc::EVP_CTRL_AEAD_SET_IVLEN, len, ptr::null_mut()),
-                    "EVP_CTRL_AEAD_SET_IVLEN",
-                )?;
-            }
-            let iv = if mode == Mode::Ecb { ptr::null() } else { iv.as_ptr() };
-            check(
-                lc::EVP_CipherInit_ex(raw, ptr::null(), ptr::null_mut(), key.as_ptr(), iv, encrypt),
-                "EVP_CipherInit_ex",
-            )?;
-            // Padding is ours, in constant time.
-            check(lc::EVP_CIPHER_CTX_set_padding(raw, 0), "EVP_CIPHER_CTX_set_padding")?;
-        }
+        secretly(|| initialise(&context, mode, method, direction, key, iv))?;
         Ok(Self(context))
     }
 
@@ -133,6 +110,35 @@ impl CipherContext {
         };
         check(result, "EVP_CipherFinal_ex").map_err(|_| Error::Decrypt)
     }
+}
+
+/// Sets the method first, then for GCM the length of the IV, then key and IV. The key is as long as `method` reads, the IV
+/// as `mode` reads.
+fn initialise(
+    context: &Owned<lc::EVP_CIPHER_CTX>,
+    mode: Mode,
+    method: *const lc::EVP_CIPHER,
+    direction: Direction,
+    key: &[u8],
+    iv: &[u8],
+) -> Result<(), Error> {
+    let raw = context.as_ptr();
+    let encrypt = c_int::from(direction == Direction::Encrypt);
+    let start = |method, key, iv| {
+        // SAFETY: a living context; null means "not now"; otherwise key and IV are as long as is read, see above.
+        check(unsafe { lc::EVP_CipherInit_ex(raw, method, ptr::null_mut(), key, iv, encrypt) }, "EVP_CipherInit_ex")
+    };
+    start(method, ptr::null(), ptr::null())?;
+    if mode == Mode::Gcm {
+        let len = c_int::try_from(iv.len()).map_err(|_| Error::Parameter("the IV is too long"))?;
+        // SAFETY: a context with a method; this command takes a number only.
+        let result = unsafe { lc::EVP_CIPHER_CTX_ctrl(raw, lc::EVP_CTRL_AEAD_SET_IVLEN, len, ptr::null_mut()) };
+        check(result, "EVP_CTRL_AEAD_SET_IVLEN")?;
+    }
+    start(ptr::null(), key.as_ptr(), if mode == Mode::Ecb { ptr::null() } else { iv.as_ptr() })?;
+    // Padding is ours, in constant time.
+    // SAFETY: a context with a method.
+    check(unsafe { lc::EVP_CIPHER_CTX_set_padding(raw, 0) }, "EVP_CIPHER_CTX_set_padding")
 }
 
 /// The library's method for a mode and a length of key.

@@ -1,8 +1,8 @@
 //! AES in CTR mode, in parts.
 
-use crate::Error;
 use crate::cipher::{BLOCK, CipherContext, Direction, Mode};
 use crate::mechanism::Ctr;
+use crate::{Error, secretly};
 
 /// CTR in the making; both directions are the same. Between calls it needs no key: the position is enough to go on.
 pub(crate) struct CtrStream {
@@ -53,7 +53,7 @@ impl CtrStream {
         let mut context = CipherContext::new(Mode::Ctr, Direction::Encrypt, key, &block)?;
         let used = (self.done_bytes % BLOCK as u128) as usize;
         let mut key_stream = mayfly_secmem::Secret::<BLOCK>::new_with(|_| {})?;
-        context.update(&[0; BLOCK][..used], key_stream.expose_mut())?;
+        secretly(|| context.update(&[0; BLOCK][..used], key_stream.expose_mut()))?;
         self.context = Some(context);
         Ok(())
     }

@@ -106,22 +106,20 @@ impl Curve {
 /// # Errors
 /// [`Error::Random`], [`Error::Memory`], [`Error::Library`].
 pub fn generate_ec(curve: Curve) -> Result<EcPair, Error> {
-    secretly(|| {
-        for _ in 0..DRAWS_MAX {
-            let private = SecretBytes::try_new_with(curve.scalar_bytes(), |scalar| {
-                random(scalar)?;
-                // Of P-521's 66 bytes only 521 bits are in use.
-                scalar[0] &= (0xffu32 >> (scalar.len() as u32 * 8 - curve.bits())) as u8;
-                Ok::<(), Error>(())
-            })?;
-            match public_point(curve, private.expose()) {
-                Ok(public) => return Ok(EcPair { private, public }),
-                Err(Error::KeyValue(_)) => {}
-                Err(why) => return Err(why),
-            }
+    for _ in 0..DRAWS_MAX {
+        let private = SecretBytes::try_new_with(curve.scalar_bytes(), |scalar| {
+            random(scalar)?;
+            // Of P-521's 66 bytes only 521 bits are in use.
+            scalar[0] &= (0xffu32 >> (scalar.len() as u32 * 8 - curve.bits())) as u8;
+            Ok::<(), Error>(())
+        })?;
+        match ec_public(curve, private.expose()) {
+            Ok(public) => return Ok(EcPair { private, public }),
+            Err(Error::KeyValue(_)) => {}
+            Err(why) => return Err(why),
         }
-        Err(Error::Library { call: "getrandom" })
-    })
+    }
+    Err(Error::Library { call: "getrandom" })
 }
 
 /// The public point of a private scalar, uncompressed.
@@ -129,13 +127,11 @@ pub fn generate_ec(curve: Curve) -> Result<EcPair, Error> {
 /// # Errors
 /// [`Error::KeyLength`], [`Error::KeyValue`] when the scalar is 0 or not below the curve's order.
 pub fn ec_public(curve: Curve, scalar: &[u8]) -> Result<Vec<u8>, Error> {
-    secretly(|| public_point(curve, scalar))
-}
-
-fn public_point(curve: Curve, scalar: &[u8]) -> Result<Vec<u8>, Error> {
-    let (_key, number) = load_private(curve, scalar)?;
-    let point = multiply_base(curve, &number)?;
-    encode_point(curve, &point)
+    secretly(|| {
+        let (_key, number) = load_private(curve, scalar)?;
+        let point = multiply_base(curve, &number)?;
+        encode_point(curve, &point)
+    })
 }
 
 /// A private key given as bytes (`CKA_VALUE`), brought to the fixed length. Leading zeros may be missing or too many.
@@ -160,7 +156,8 @@ pub fn import_ec_scalar(curve: Curve, bytes: &[u8]) -> Result<SecretBytes, Error
 /// [`Error::KeyValue`] when it does not parse, has bytes left over, or is no key on a known curve.
 pub fn import_ec_pkcs8(der: &[u8]) -> Result<(Curve, EcPair), Error> {
     const REFUSED: Error = Error::KeyValue("no EC key in PKCS#8 encoding");
-    secretly(|| {
+    let mut found = None;
+    let private = secretly(|| {
         let mut input = MaybeUninit::uninit();
         // SAFETY: `input` is initialised by CBS_init over `der`, which outlives it; a parsed key is a fresh object, ours.
         let (key, left) = unsafe {
@@ -181,13 +178,15 @@ pub fn import_ec_pkcs8(der: &[u8]) -> Result<(Curve, EcPair), Error> {
             (lc::EC_GROUP_get_curve_name(lc::EC_KEY_get0_group(key)), lc::EC_KEY_get0_private_key(key))
         };
         let curve = Curve::ALL.into_iter().find(|curve| curve.nid() == nid).ok_or(Error::Curve)?;
-        let private = SecretBytes::try_new_with(curve.scalar_bytes(), |scalar| {
+        found = Some(curve);
+        SecretBytes::try_new_with(curve.scalar_bytes(), |scalar| {
             // SAFETY: `number` is lent by the key, which lives; `scalar` is writable for its length.
             check(unsafe { lc::BN_bn2bin_padded(scalar.as_mut_ptr(), scalar.len(), number) }, "BN_bn2bin_padded")
-        })?;
-        let public = public_point(curve, private.expose())?;
-        Ok((curve, EcPair { private, public }))
-    })
+        })
+    })?;
+    let curve = found.ok_or(Error::Curve)?;
+    let public = ec_public(curve, private.expose())?;
+    Ok((curve, EcPair { private, public }))
 }
 
 /// Private key in PKCS#8 (RFC 5208, RFC 5915) with its public point: `C_WrapKey`.

@@ -82,3 +82,102 @@ impl From<RandomError> for Error {
         }
     }
 }
+
+/// An [`Error`] without unused bytes, to leave the secret stack.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct FlatError {
+    kind: usize,
+    numbers: [usize; 2],
+    text: &'static str,
+}
+
+impl From<&Error> for FlatError {
+    fn from(error: &Error) -> Self {
+        let flat = |kind, numbers, text| Self { kind, numbers, text };
+        let only = |kind| flat(kind, [0, 0], "");
+        match *error {
+            Error::Mechanism => only(1),
+            Error::SinglePartOnly => only(2),
+            Error::Parameter(text) => flat(3, [0, 0], text),
+            Error::KeyType => only(4),
+            Error::KeyLength => only(5),
+            Error::KeyValue(text) => flat(6, [0, 0], text),
+            Error::Curve => only(7),
+            Error::DataLength => only(8),
+            Error::EncryptedLength => only(9),
+            Error::Decrypt => only(10),
+            Error::SignatureLength => only(11),
+            Error::Signature => only(12),
+            Error::OutputTooSmall { needed_bytes } => flat(13, [needed_bytes, 0], ""),
+            Error::Ended => only(14),
+            Error::Suspended => only(15),
+            Error::Memory(Exhausted::TooLarge { wanted_bytes, max_bytes }) => flat(16, [wanted_bytes, max_bytes], ""),
+            Error::Memory(Exhausted::Full { limit_bytes }) => flat(17, [limit_bytes, 0], ""),
+            Error::Memory(Exhausted::Refused { call, errno }) => flat(18, [errno as usize, 0], call),
+            Error::Library { call } => flat(19, [0, 0], call),
+            // Neither arises inside: randomness is drawn outside, and a panic ends the whole.
+            Error::Random(_) | Error::Panicked(_) | Error::Memory(_) => flat(19, [0, 0], "secret memory"),
+        }
+    }
+}
+
+impl From<FlatError> for Error {
+    fn from(flat: FlatError) -> Self {
+        let FlatError { kind, numbers: [first, second], text } = flat;
+        match kind {
+            1 => Self::Mechanism,
+            2 => Self::SinglePartOnly,
+            3 => Self::Parameter(text),
+            4 => Self::KeyType,
+            5 => Self::KeyLength,
+            6 => Self::KeyValue(text),
+            7 => Self::Curve,
+            8 => Self::DataLength,
+            9 => Self::EncryptedLength,
+            10 => Self::Decrypt,
+            11 => Self::SignatureLength,
+            12 => Self::Signature,
+            13 => Self::OutputTooSmall { needed_bytes: first },
+            14 => Self::Ended,
+            15 => Self::Suspended,
+            16 => Self::Memory(Exhausted::TooLarge { wanted_bytes: first, max_bytes: second }),
+            17 => Self::Memory(Exhausted::Full { limit_bytes: first }),
+            18 => Self::Memory(Exhausted::Refused { call: text, errno: first as i32 }),
+            _ => Self::Library { call: text },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flat_errors_come_back_whole() {
+        let errors = [
+            Error::Mechanism,
+            Error::SinglePartOnly,
+            Error::Parameter("a"),
+            Error::KeyType,
+            Error::KeyLength,
+            Error::KeyValue("b"),
+            Error::Curve,
+            Error::DataLength,
+            Error::EncryptedLength,
+            Error::Decrypt,
+            Error::SignatureLength,
+            Error::Signature,
+            Error::OutputTooSmall { needed_bytes: 7 },
+            Error::Ended,
+            Error::Suspended,
+            Error::Memory(Exhausted::TooLarge { wanted_bytes: 3, max_bytes: 2 }),
+            Error::Memory(Exhausted::Full { limit_bytes: 9 }),
+            Error::Memory(Exhausted::Refused { call: "mmap", errno: -12 }),
+            Error::Library { call: "c" },
+        ];
+        for error in errors {
+            assert_eq!(format!("{:?}", Error::from(FlatError::from(&error))), format!("{error:?}"));
+        }
+        assert!(matches!(Error::from(FlatError::default()), Error::Library { .. }));
+    }
+}

@@ -1,8 +1,9 @@
 //! AES-GCM: in one piece, and in parts. No plaintext leaves before its tag was checked.
 
-use crate::Error;
 use crate::cipher::{BLOCK, CipherContext, Direction, Mode};
+use crate::key::kept;
 use crate::mechanism::Gcm;
+use crate::{Error, secretly};
 use mayfly_secmem::{SecretBytes, wipe};
 
 /// Most ciphertext that a decryption in parts keeps until its tag is checked, bytes. Larger messages are decrypted in one
@@ -50,7 +51,7 @@ impl GcmEncrypt {
     pub(crate) fn new(params: &Gcm<'_>, key: &[u8]) -> Result<Self, Error> {
         let tag_bytes = params.tag_bytes()?;
         let mut context = CipherContext::new(Mode::Gcm, Direction::Encrypt, key, params.iv)?;
-        context.additional(params.aad)?;
+        secretly(|| context.additional(params.aad))?;
         Ok(Self { context, tag_bytes })
     }
 
@@ -124,7 +125,7 @@ impl GcmDecrypt {
         if !matches!(key.len(), 16 | 24 | 32) {
             return Err(Error::KeyLength);
         }
-        self.key = Some(SecretBytes::new_with(key.len(), |bytes| bytes.copy_from_slice(key))?);
+        self.key = Some(kept(key)?);
         Ok(())
     }
 }

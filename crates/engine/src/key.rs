@@ -49,7 +49,7 @@ pub fn generate_secret(len: usize) -> Result<SecretBytes, Error> {
     if len == 0 {
         return Err(Error::KeyLength);
     }
-    secretly(|| Ok(SecretBytes::try_new_with(len, random)?))
+    Ok(SecretBytes::try_new_with(len, random)?)
 }
 
 impl<'a> Key<'a> {
@@ -68,6 +68,11 @@ impl<'a> Key<'a> {
     pub(crate) fn ec_public(&self) -> Result<(Curve, &'a [u8]), Error> {
         if let Self::EcPublic { curve, point } = *self { Ok((curve, point)) } else { Err(Error::KeyType) }
     }
+}
+
+/// A copy of a key's bytes in the arena.
+pub(crate) fn kept(bytes: &[u8]) -> Result<SecretBytes, Error> {
+    secretly(|| Ok(SecretBytes::new_with(bytes.len(), |copy| copy.copy_from_slice(bytes))?))
 }
 
 /// A key that an operation keeps until its end, in the arena.
@@ -92,7 +97,7 @@ impl KeptKey {
             Key::EcPrivate { curve, scalar } => (KeptKind::EcPrivate(curve), scalar),
             Key::EcPublic { curve, point } => (KeptKind::EcPublic(curve), point),
         };
-        Ok(Self { bytes: SecretBytes::new_with(bytes.len(), |kept| kept.copy_from_slice(bytes))?, kind })
+        Ok(Self { bytes: kept(bytes)?, kind })
     }
 
     pub(crate) fn borrow(&self) -> Key<'_> {

@@ -19,9 +19,10 @@
 //! * list a mechanism that does not work, or keep one that works off the list.
 //!
 //! # What is safe
-//! Every function here that touches a key runs its work by [`mayfly_secmem::try_on_secret_stack`] itself. A caller that does
-//! more than this one call with a secret (assemble the key, use it, drop it) wraps the whole in `on_secret_stack`; the calls
-//! inside then run in place and cost nothing extra. A panic inside becomes [`Error::Panicked`]; it says nothing.
+//! Every function here that touches a key runs that part on the secret stack itself, and lets only plain values leave it
+//! (`docs/decisions/0005`). Callers need no `on_secret_stack` around a call; inside one, the calls run in place, and the caller
+//! must see to it that no [`Error`] or [`Stream`] travels out as the closure's result. A panic inside becomes
+//! [`Error::Panicked`]; it says nothing.
 //! AWS-LC's own heap, where contexts live during an operation, is not locked; it wipes what it frees.
 //! Outputs go where the caller says: plaintexts that are secret belong into a slot of the arena, and no output of a
 //! decryption into memory that others see before the call has returned.
@@ -49,6 +50,7 @@ pub use ec::{
 };
 pub use ecdsa::ECDSA_HASH_BYTES_MAX;
 pub use error::Error;
+use error::FlatError;
 pub use gcm::GCM_BUFFER_BYTES_MAX;
 pub use key::{Key, generate_secret};
 pub use mechanism::{
@@ -58,7 +60,24 @@ pub use mechanism::{
 pub use oneshot::{decrypt, decrypted_len_max, encrypt, encrypted_len, sign, signature_len, verify};
 pub use stream::Stream;
 
+/// What may leave the secret stack: types without padding and without bytes that a variant leaves unused, since such bytes
+/// hold whatever lay on that stack before.
+trait Dense {}
+impl Dense for () {}
+impl Dense for usize {}
+impl Dense for Vec<u8> {}
+impl Dense for mayfly_secmem::SecretBytes {}
+
 /// Runs secret work on the secret stack; in place, when the caller is there already.
-fn secretly<R>(work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
-    mayfly_secmem::try_on_secret_stack(work)?
+fn secretly<R: Dense>(work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    if mayfly_secmem::runs_on_secret_stack() {
+        return work();
+    }
+    // The `Result` of `work` ends there; what it holds is written here piece by piece.
+    let (mut done, mut failure) = (None, FlatError::default());
+    mayfly_secmem::try_on_secret_stack(|| match work() {
+        Ok(result) => done = Some(result),
+        Err(why) => failure = FlatError::from(&why),
+    })?;
+    done.ok_or_else(|| failure.into())
 }

@@ -1,9 +1,9 @@
 //! HMAC.
 
-use crate::Error;
 use crate::digest::{DIGEST_BYTES_MAX, Hash};
 use crate::ffi::{Owned, check};
 use crate::mechanism::HMAC_KEY_BYTES_MAX;
+use crate::{Error, secretly};
 use aws_lc_sys as lc;
 use mayfly_secmem::{Secret, ct_eq};
 use std::ptr;
@@ -22,10 +22,10 @@ impl HmacContext {
         // SAFETY: a fresh object, ours.
         let context = unsafe { Owned::new(lc::HMAC_CTX_new(), "HMAC_CTX_new") }?;
         // SAFETY: a new context; `key` is readable for its length and not null.
-        let result = unsafe {
+        let start = || unsafe {
             lc::HMAC_Init_ex(context.as_ptr(), key.as_ptr().cast(), key.len(), hash.method(), ptr::null_mut())
         };
-        check(result, "HMAC_Init_ex")?;
+        secretly(|| check(start(), "HMAC_Init_ex"))?;
         Ok(Self { context, mac_bytes })
     }
 

@@ -8,7 +8,7 @@ use crate::gcm::{GcmDecrypt, GcmEncrypt};
 use crate::key::KeptKey;
 use crate::mac::HmacContext;
 use crate::oneshot::{self, block_stream};
-use crate::{Error, Key, Mechanism, secretly};
+use crate::{Dense, Error, Key, Mechanism, secretly};
 use std::fmt;
 
 /// An operation in parts: made by [`encrypt`](Self::encrypt) and its like, fed by [`update`](Self::update), ended by
@@ -59,11 +59,12 @@ impl Stream {
     /// # Errors
     /// [`Error`] of mechanism, parameter or key.
     pub fn encrypt(mechanism: &Mechanism<'_>, key: &Key<'_>) -> Result<Self, Error> {
-        Self::begin(|| match mechanism {
-            Mechanism::AesGcm(params) => Ok(State::GcmEncrypt(GcmEncrypt::new(params, key.aes()?)?)),
-            Mechanism::AesCtr(params) => Ok(State::Ctr(CtrStream::new(params, key.aes()?)?)),
-            _ => Ok(State::Block(block_stream(mechanism, Direction::Encrypt, key)?)),
-        })
+        let state = match mechanism {
+            Mechanism::AesGcm(params) => State::GcmEncrypt(GcmEncrypt::new(params, key.aes()?)?),
+            Mechanism::AesCtr(params) => State::Ctr(CtrStream::new(params, key.aes()?)?),
+            _ => State::Block(block_stream(mechanism, Direction::Encrypt, key)?),
+        };
+        Ok(Self { state })
     }
 
     /// Begins a decryption. With GCM it keeps up to [`crate::GCM_BUFFER_BYTES_MAX`] of ciphertext and gives the plaintext at
@@ -72,11 +73,12 @@ impl Stream {
     /// # Errors
     /// [`Error`] of mechanism, parameter or key.
     pub fn decrypt(mechanism: &Mechanism<'_>, key: &Key<'_>) -> Result<Self, Error> {
-        Self::begin(|| match mechanism {
-            Mechanism::AesGcm(params) => Ok(State::GcmDecrypt(GcmDecrypt::new(params, key.aes()?)?)),
-            Mechanism::AesCtr(params) => Ok(State::Ctr(CtrStream::new(params, key.aes()?)?)),
-            _ => Ok(State::Block(block_stream(mechanism, Direction::Decrypt, key)?)),
-        })
+        let state = match mechanism {
+            Mechanism::AesGcm(params) => State::GcmDecrypt(GcmDecrypt::new(params, key.aes()?)?),
+            Mechanism::AesCtr(params) => State::Ctr(CtrStream::new(params, key.aes()?)?),
+            _ => State::Block(block_stream(mechanism, Direction::Decrypt, key)?),
+        };
+        Ok(Self { state })
     }
 
     /// Begins a signature or MAC.
@@ -84,12 +86,10 @@ impl Stream {
     /// # Errors
     /// [`Error`] of mechanism, parameter or key; [`Error::SinglePartOnly`].
     pub fn sign(mechanism: &Mechanism<'_>, key: &Key<'_>) -> Result<Self, Error> {
-        Self::begin(|| {
-            if mechanism.prehash().is_some() {
-                key.ec_private()?;
-            }
-            Authenticator::new(mechanism, key).map(State::Sign)
-        })
+        if mechanism.prehash().is_some() {
+            key.ec_private()?;
+        }
+        Ok(Self { state: State::Sign(Authenticator::new(mechanism, key)?) })
     }
 
     /// Begins a verification.
@@ -97,12 +97,10 @@ impl Stream {
     /// # Errors
     /// [`Error`] of mechanism, parameter or key; [`Error::SinglePartOnly`].
     pub fn verify(mechanism: &Mechanism<'_>, key: &Key<'_>) -> Result<Self, Error> {
-        Self::begin(|| {
-            if mechanism.prehash().is_some() {
-                key.ec_public()?;
-            }
-            Authenticator::new(mechanism, key).map(State::Verify)
-        })
+        if mechanism.prehash().is_some() {
+            key.ec_public()?;
+        }
+        Ok(Self { state: State::Verify(Authenticator::new(mechanism, key)?) })
     }
 
     /// Begins a digest.
@@ -111,10 +109,6 @@ impl Stream {
     /// [`Error::Library`].
     pub fn digest(hash: Hash) -> Result<Self, Error> {
         Ok(Self { state: State::Digest(DigestContext::new(hash)?) })
-    }
-
-    fn begin(state: impl FnOnce() -> Result<State, Error>) -> Result<Self, Error> {
-        Ok(Self { state: secretly(state)? })
     }
 
     /// Takes the next part. Ciphers write to the start of `out`, which needs [`update_len`](Self::update_len) bytes, and
@@ -245,7 +239,15 @@ impl Stream {
         if !self.is_suspended() {
             return Ok(());
         }
-        self.step(|state| match state {
+        let resumed = self.give(key);
+        if resumed.is_err() {
+            self.state = State::Ended;
+        }
+        resumed
+    }
+
+    fn give(&mut self, key: &Key<'_>) -> Result<(), Error> {
+        match &mut self.state {
             State::Block(stream) => stream.resume(key.aes()?),
             State::Ctr(stream) => stream.resume(key.aes()?),
             State::GcmDecrypt(stream) => stream.resume(key.aes()?),
@@ -255,11 +257,11 @@ impl Stream {
                 Ok(())
             }
             _ => Ok(()),
-        })
+        }
     }
 
     /// One step on the secret stack; what fails ends the operation, unless nothing was done.
-    fn step<R>(&mut self, work: impl FnOnce(&mut State) -> Result<R, Error>) -> Result<R, Error> {
+    fn step<R: Dense>(&mut self, work: impl FnOnce(&mut State) -> Result<R, Error>) -> Result<R, Error> {
         let done = secretly(|| work(&mut self.state));
         if !matches!(done, Ok(_) | Err(Error::OutputTooSmall { .. } | Error::Suspended)) {
             self.state = State::Ended;

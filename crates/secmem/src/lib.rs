@@ -17,8 +17,8 @@
 //! * Root reads what a process may read. `memfd_secret` pages are out of reach of `/proc/PID/mem`, `ptrace`, core files and
 //!   `process_vm_readv`, not of a kernel module, a hypervisor or a `read` by the process itself. The fallback (`mlock`)
 //!   can be read through `/proc/PID/mem`; [`status`] says which of the two is in use.
-//! * What a closure copies out of the secret stack (into a `Vec`, a global, its return value) is out. Return public values
-//!   or [`Secret`]s. The wiping `free` takes freed copies, not live ones.
+//! * What a closure copies out of the secret stack (into a `Vec`, a global, its return value) is out, and so are the unused
+//!   bytes of what it returns: see [`on_secret_stack`]. The wiping `free` takes freed copies, not live ones.
 //! * What was given to the kernel (pipes, sockets, files) is the kernel's.
 //! * A child of `fork` has none of the mappings: it must call `exec`. Touching a secret there ends the child.
 //! * x87/MMX and AMX registers are not wiped; nothing that Mayfly runs uses them.

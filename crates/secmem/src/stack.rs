@@ -43,7 +43,12 @@ pub enum SecretPanic {
 ///
 /// A call inside a call runs in place: the outer one wipes. When all stacks are in use, waits for one. The stack is small:
 /// no deep recursion, no large arrays, no formatting of backtraces; an overflow hits a guard and ends the process.
-/// The value that `f` returns leaves the secret stack: return public data or a [`crate::Secret`].
+///
+/// # What `f` may return
+/// The value that `f` returns is moved off the secret stack *with all its bytes*: padding, and the bytes of an enum that its
+/// present variant does not use, hold whatever lay there before, pieces of keys included (`docs/decisions/0005`). So return
+/// `()`, `bool`, a number, a whole array of bytes, an enum without fields, a [`crate::Secret`] or a `Vec` of public bytes.
+/// Never a `Result` with a payload on either side: write into a place of the caller's and return a `bool`.
 ///
 /// # Panics
 /// When `f` panics: with a fixed text in place of `f`'s payload, after wiping. When the process can map no secret stack at
@@ -62,7 +67,7 @@ pub fn on_secret_stack<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Like [`on_secret_stack`], but a panic of `f` becomes an error.
+/// Like [`on_secret_stack`], but a panic of `f` becomes an error. The same holds for what `f` may return.
 ///
 /// # Errors
 /// [`SecretPanic`].
@@ -79,7 +84,8 @@ pub fn runs_on_secret_stack() -> bool {
 /// What travels to the other stack by address and back.
 struct Task<F, R> {
     f: Option<F>,
-    result: Option<Result<R, SecretPanic>>,
+    /// none after a panic; not a `Result`, whose unused bytes would come along
+    result: Option<R>,
 }
 
 fn run<R, F: FnOnce() -> R>(f: F) -> Result<R, SecretPanic> {
@@ -93,7 +99,7 @@ fn run<R, F: FnOnce() -> R>(f: F) -> Result<R, SecretPanic> {
     INSIDE.set(false);
     mask.restore();
     outcome.map_err(SecretPanic::NoStack)?;
-    task.result.unwrap_or(Err(SecretPanic::Panicked))
+    task.result.ok_or(SecretPanic::Panicked)
 }
 
 /// Calls `entry(task)` on a secret stack.
@@ -124,8 +130,10 @@ unsafe fn call(entry: extern "C" fn(*mut c_void), task: *mut c_void) -> Result<(
 extern "C" fn entry<R, F: FnOnce() -> R>(task: *mut c_void) {
     // SAFETY: `run` passes a live `Task<F, R>` and leaves it alone until we return.
     let task = unsafe { &mut *task.cast::<Task<F, R>>() };
-    if let Some(f) = task.f.take() {
-        task.result = Some(caught(f));
+    if let Some(f) = task.f.take()
+        && let Ok(result) = caught(f)
+    {
+        task.result = Some(result);
     }
 }
 
@@ -233,6 +241,6 @@ mod tests {
         let entry = entry_of(&task);
         // SAFETY: `entry` is the one for the types of `task`.
         unsafe { in_place::call_and_wipe(entry, address) };
-        assert_eq!(task.result, Some(Ok(7)));
+        assert_eq!(task.result, Some(7));
     }
 }
