@@ -164,7 +164,7 @@ pub fn deal(root: &Secret<32>, t: u8, indices: &[u32]) -> Result<(Commitment, Ve
     prepare_table();
     let empty_slot = |index: &u32| Ok((*index, Secret::new_with(|_| ())?));
     let mut shares = indices.iter().map(empty_slot).collect::<Result<Vec<(u32, Share)>, ShareError>>()?;
-    let randomness = SecretBytes::try_new_with(t * 2 * WIDE_BYTES, |slot| random(slot))?;
+    let randomness = SecretBytes::try_new_with(t * 2 * WIDE_BYTES, random)?;
     let mut coefficients = Vec::with_capacity(t);
     let dealt = on_secret_stack(|| {
         let Some(polynomials) = Polynomials::new(root, randomness.expose().as_chunks().0) else { return false };

@@ -113,7 +113,7 @@ mod tests {
         hex::encode(out)
     }
 
-    /// Made with Python's standard library from the formulas of the module's page (also in `docs/formats/key-schedule.md`).
+    /// Made with Python's standard library from the formulas of the module's page (also in `docs/formats/cryptography.md`).
     #[test]
     fn known_answers() {
         assert_eq!(hex::encode(prk().0.expose()), "a854ea625fd877c6bc841338d17b765f7decd302cd0d650bed26b020b52e79cb");

@@ -180,12 +180,11 @@ impl fmt::Debug for PublicKey {
     }
 }
 
+/// Of prime order; the identity is torsion-free too, so both questions are asked. Such a point has one encoding only: of the 19 values
+/// of y with a second one none belongs to a point of prime order (a test looks at all).
 fn ed25519_is_sound(bytes: &[u8; ED25519_PUBLIC_BYTES]) -> bool {
-    let encoded = curve25519_dalek::edwards::CompressedEdwardsY(*bytes);
-    encoded.decompress().is_some_and(|point| {
-        // The identity is torsion-free too, so both questions are asked.
-        point.compress() == encoded && !point.is_small_order() && point.is_torsion_free()
-    })
+    let point = curve25519_dalek::edwards::CompressedEdwardsY(*bytes).decompress();
+    point.is_some_and(|point| point.is_torsion_free() && !point.is_small_order())
 }
 
 fn p256_key(bytes: &[u8; P256_PUBLIC_BYTES]) -> Result<p256::ecdsa::VerifyingKey, SignError> {

@@ -66,7 +66,7 @@ impl Secrets {
         let derive =
             |label| Secret::new_with(|slot| prk.derive(label, b"key id", 1, "AES-256-GCM", slot)).expect("a slot");
         let (key, k_iv) = (derive(Label::KeyBytes), derive(Label::Iv));
-        let bytes = SecretBytes::try_new_with(200, |slot| random(slot)).expect("a slot");
+        let bytes = SecretBytes::try_new_with(200, random).expect("a slot");
         let ed25519 = Ed25519Secret::generate().expect("a key pair");
         let p256 = P256Secret::generate().expect("a key pair");
         Self { root, shares, commitment, prk, key, k_iv, ed25519, p256, bytes }

@@ -86,6 +86,16 @@ fn a_forged_box_does_not_move_the_window() {
     assert_eq!(two.open(b"", &first).unwrap().expose(), b"first");
 }
 
+/// A peer that has the key may claim any counter: the last one would overflow the window, or wedge it.
+#[test]
+fn the_last_counter_is_refused_even_when_authentic() {
+    let (one, mut two) = pair(b"t");
+    let mut last = u64::MAX.to_be_bytes().to_vec();
+    aead::seal(one.send_key.expose(), &nonce(u64::MAX), b"", b"last", &mut last);
+    assert!(matches!(two.open(b"", &last), Err(EnvelopeError::NotAuthentic)));
+    assert!(matches!(two.open_fixed::<4>(b"", &last), Err(EnvelopeError::NotAuthentic)));
+}
+
 #[test]
 fn boxes_belong_to_one_session_and_direction() {
     let (mut one, mut two) = pair(b"t");

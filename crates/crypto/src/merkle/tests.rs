@@ -200,6 +200,7 @@ fn frontier_decodes_only_what_encode_wrote() {
 #[test]
 fn every_proof_of_every_small_tree_holds_and_no_shortened_one_does() {
     let leaves = numbered_leaves(130);
+    let wrong_length = |proof: &[Hash]| Err(ProofError::WrongLength(proof.len()));
     for size in 1..=130_u64 {
         let root = root_of(&leaves[..size as usize]);
         for index in 0..size {
@@ -208,10 +209,10 @@ fn every_proof_of_every_small_tree_holds_and_no_shortened_one_does() {
             assert!(proof.len() <= PROOF_HASHES_MAX);
             assert_eq!(verify_inclusion(leaf, index, size, &proof, &root), Ok(()), "leaf {index} of {size}");
             if let Some((_, shorter)) = proof.split_last() {
-                assert!(verify_inclusion(leaf, index, size, shorter, &root).is_err());
+                assert_eq!(verify_inclusion(leaf, index, size, shorter, &root), wrong_length(shorter));
             }
             let longer = [proof.as_slice(), &[root]].concat();
-            assert!(verify_inclusion(leaf, index, size, &longer, &root).is_err());
+            assert_eq!(verify_inclusion(leaf, index, size, &longer, &root), wrong_length(&longer));
             // Sizes with the same path to this leaf cannot be told apart by an inclusion proof; the signed head binds them.
             let other_index = index ^ 1;
             assert!(verify_inclusion(leaf, other_index, size, &proof, &root).is_err());
@@ -221,12 +222,24 @@ fn every_proof_of_every_small_tree_holds_and_no_shortened_one_does() {
             let old_root = root_of(&leaves[..old as usize]);
             assert_eq!(verify_consistency(old, &old_root, size, &root, &proof), Ok(()), "{old} to {size}");
             if let Some((_, shorter)) = proof.split_last() {
-                assert!(verify_consistency(old, &old_root, size, &root, shorter).is_err());
+                assert_eq!(verify_consistency(old, &old_root, size, &root, shorter), wrong_length(shorter));
             }
             let longer = [proof.as_slice(), &[root]].concat();
-            assert!(verify_consistency(old, &old_root, size, &root, &longer).is_err());
+            assert_eq!(verify_consistency(old, &old_root, size, &root, &longer), wrong_length(&longer));
         }
     }
+}
+
+/// Hashes that do lead to the root, with a proof that is too short or too long for the tree: an inner node is no leaf, and a tree of one
+/// leaf has no second.
+#[test]
+fn the_length_of_a_proof_is_bound_to_the_size() {
+    let leaves = numbered_leaves(4);
+    let (root, left, right) = (root_of(&leaves), root_of(&leaves[..2]), root_of(&leaves[2..]));
+    assert_eq!(verify_inclusion(&left, 0, 4, &[right], &root), Err(ProofError::WrongLength(1)));
+    assert_eq!(verify_inclusion(&right, 0, 1, &[left], &root), Err(ProofError::WrongLength(1)));
+    assert_eq!(verify_consistency(1, &left, 4, &root, &[right]), Err(ProofError::WrongLength(1)));
+    assert_eq!(verify_consistency(2, &left, 3, &root, &[right, root]), Err(ProofError::WrongLength(2)));
 }
 
 #[test]

@@ -112,13 +112,19 @@ fn small_mixed_and_non_canonical_ed25519_keys_are_refused() {
         curve25519_dalek::edwards::CompressedEdwardsY(bytes(RFC8032[0].1).try_into().unwrap()).decompress().unwrap();
     let mixed = PublicKey::Ed25519((honest + EIGHT_TORSION[1]).compress().to_bytes());
     assert_eq!(mixed.check(), Err(SignError::UnsoundKey(Alg::Ed25519)));
-    // y = p + 3 is a second encoding of the full-order point with y = 3; y = 2 is on no point.
-    let mut non_canonical = [0xff; 32];
-    (non_canonical[0], non_canonical[31]) = (0xf0, 0x7f);
+    // y = p .. p + 18 are the second encodings of y = 0 .. 18; y = 2 is on no point.
+    let second_encodings = (0xed..=0xff).flat_map(|low| {
+        let mut key = [0xff; 32];
+        key[0] = low;
+        [0x7f, 0xff].map(|high| {
+            key[31] = high;
+            key
+        })
+    });
     let mut off_curve = [0; 32];
     off_curve[0] = 2;
-    for key in [non_canonical, off_curve] {
-        assert_eq!(PublicKey::Ed25519(key).check(), Err(SignError::UnsoundKey(Alg::Ed25519)));
+    for key in second_encodings.chain([off_curve]) {
+        assert_eq!(PublicKey::Ed25519(key).check(), Err(SignError::UnsoundKey(Alg::Ed25519)), "{key:?}");
     }
 }
 
