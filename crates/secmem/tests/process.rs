@@ -202,3 +202,39 @@ fn hardening_does_what_it_reports() {
         assert!(status().capacity_bytes > 0 && status().secret_stacks == 1);
     });
 }
+
+#[test]
+fn slabs_change_class_under_load_and_nobody_shares_a_slot() {
+    isolated("slabs_change_class_under_load_and_nobody_shares_a_slot", || {
+        // Four segments for all: the threads take slabs from each other's classes all the time.
+        limit_locked_memory(256 * 1024);
+        let refused = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for thread in 1..=4u8 {
+                let refused = &refused;
+                scope.spawn(move || {
+                    let mut held: Vec<(u8, SecretBytes)> = Vec::new();
+                    let mut state = u64::from(thread);
+                    for round in 0..30_000u32 {
+                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        let (len, mark) = (1 << (state >> 33 & 15).min(14), thread.wrapping_mul(round as u8) | 1);
+                        match SecretBytes::new_with(len, |bytes| bytes.fill(mark)) {
+                            Ok(secret) => held.push((mark, secret)),
+                            Err(_) => drop(refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
+                        }
+                        if held.len() > (state >> 40 & 7) as usize {
+                            let (mark, secret) = held.swap_remove((state >> 50) as usize % held.len());
+                            assert!(secret.expose().iter().all(|byte| *byte == mark));
+                        }
+                        if round % 1000 == 0 {
+                            verify_free_slots_zero().unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        assert!(refused.into_inner() > 0, "the test is about scarcity");
+        assert_eq!(status().used_bytes, 0);
+        verify_free_slots_zero().unwrap();
+    });
+}
