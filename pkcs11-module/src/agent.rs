@@ -1,0 +1,331 @@
+//! The module's side of the application socket: a pool of connections, and what happens when the agent is
+//! away, was restarted, or is slow.
+//!
+//! A connection is checked out for one call and held by nobody else meanwhile; no lock is held while
+//! anything is sent or awaited, with one exception: Hello on a new connection, which is one at a time.
+
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cryptoki_sys::{CKR_DATA_LEN_RANGE, CKR_DEVICE_ERROR};
+use mayfly_wire::{
+    CallError, Connection, FrameError, PROTOCOL_VERSION, Request, Response, ResponseHeader, Role, Ticket, request,
+};
+
+use crate::rv::{Outcome, fail};
+use crate::sys;
+
+/// Most idle connections that are kept. More threads than that open and close their own.
+const IDLE_CONNECTIONS_MAX: usize = 32;
+/// How long connecting and Hello may take: a local agent that does neither in this time counts as away.
+const HELLO_WAIT: Duration = Duration::from_secs(1);
+/// How long an answer may take before the operation counts as failed. Key generation asks other hosts.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// How long a call waits for an agent that was there a moment ago: it may be restarting.
+const RESTART_WAIT: Duration = Duration::from_millis(1000);
+/// Pause between two attempts in that time.
+const RESTART_POLL: Duration = Duration::from_millis(10);
+/// How long an agent that did not answer Hello is left alone.
+const SILENT_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause that the agent's hint for trying again may cause.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A connection with a larger shared buffer than this is not kept while there are others.
+const IDLE_SHARED_BYTES_MAX: u64 = 2 << 20;
+/// The account of the agent, whose processes may be talked to besides root's and our own user's.
+const AGENT_ACCOUNT: &str = "mayfly";
+
+/// Whether a request may be repeated when nobody knows whether the agent acted on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// It changes nothing, or twice is the same as once.
+    Harmless,
+    /// It changes something.
+    Never,
+}
+
+/// The way to the agent.
+pub struct Agent {
+    socket: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    identity: Mutex<Identity>,
+    /// Counts the agent's runs that this process has met; 0 before the first.
+    runs: AtomicU64,
+    /// Counts how often the agent did not know our ticket: logins are gone then.
+    strangers: AtomicU64,
+}
+
+#[derive(Default)]
+struct Identity {
+    /// The agent's random number of its present run.
+    instance: Option<u64>,
+    ticket: Vec<u8>,
+    /// Whether to wait for an agent that cannot be reached: it was there at the last attempt.
+    worth_waiting: bool,
+    /// Until when an agent that did not answer is left alone.
+    silent_until: Option<Instant>,
+    process_start: u64,
+    name: String,
+}
+
+/// Why there is no connection.
+enum Away {
+    /// Nobody listens: costs nothing to find out.
+    Absent,
+    /// Somebody listens and does not answer, or is not to be trusted.
+    Silent,
+}
+
+impl Agent {
+    /// A way to the agent at a socket. Does not connect.
+    pub fn new(socket: PathBuf) -> Self {
+        let identity = Identity { process_start: process_start(), name: process_name(), ..Identity::default() };
+        Self {
+            socket,
+            idle: Mutex::default(),
+            identity: Mutex::new(identity),
+            runs: AtomicU64::new(0),
+            strangers: AtomicU64::new(0),
+        }
+    }
+
+    /// Which run of the agent was met last; what a different run has told is stale.
+    pub fn run(&self) -> u64 {
+        self.runs.load(Ordering::Acquire)
+    }
+
+    /// Changes when the agent has forgotten our logins.
+    pub fn strangers(&self) -> u64 {
+        self.strangers.load(Ordering::Acquire)
+    }
+
+    /// Asks, and reads the answer while it is in the connection's memory.
+    pub fn call<T>(
+        &self,
+        repeat: Repeat,
+        request: &Request<'_>,
+        mut read: impl FnMut(&ResponseHeader, Response<'_>) -> Outcome<T>,
+    ) -> Outcome<T> {
+        self.with_connection(repeat, |connection| {
+            let (header, response) = connection.call(sys::current_cpu(), Ticket::default(), request)?;
+            Ok(read(&header, response))
+        })
+    }
+
+    /// As [`Agent::call`], with the whole connection: for data that goes through its shared buffer.
+    pub fn with_connection<T>(
+        &self,
+        repeat: Repeat,
+        mut work: impl FnMut(&mut Connection) -> Result<Outcome<T>, CallError>,
+    ) -> Outcome<T> {
+        let mut connection = self.check_out()?;
+        let (mut may_repeat, mut may_pause) = (true, true);
+        loop {
+            let error = match work(&mut connection) {
+                Ok(result) => {
+                    self.check_in(connection);
+                    return result;
+                }
+                Err(error) => error,
+            };
+            match error {
+                CallError::Refused { retry_ms, .. } if retry_ms > 0 && may_pause => {
+                    may_pause = false;
+                    std::thread::sleep(Duration::from_millis(retry_ms.into()).min(RETRY_PAUSE_MAX));
+                }
+                CallError::Refused { .. } => {
+                    self.check_in(connection);
+                    return Err(error.into());
+                }
+                CallError::NotSent(FrameError::TooLong(_)) => {
+                    self.check_in(connection);
+                    return fail(CKR_DATA_LEN_RANGE);
+                }
+                error => {
+                    drop(connection);
+                    // The others of the pool lead to the same agent that has just gone.
+                    self.lock_idle().clear();
+                    if !may_repeat || !is_repeatable(&error, repeat) {
+                        return Err(error.into());
+                    }
+                    may_repeat = false;
+                    connection = self.check_out()?;
+                }
+            }
+        }
+    }
+
+    /// The ticket after a login or logout.
+    pub fn set_ticket(&self, ticket: Ticket<'_>) {
+        if !ticket.0.is_empty() {
+            self.lock_identity().ticket = ticket.0.to_vec();
+        }
+    }
+
+    /// Closes what a child has inherited, without a word to the agent: those connections are its parent's.
+    /// A pool that another thread had locked at the time of the fork is left as it is.
+    pub fn abandon(&self) {
+        if let Ok(mut idle) = self.idle.try_lock() {
+            idle.clear();
+        }
+    }
+
+    fn check_out(&self) -> Outcome<Connection> {
+        if let Some(connection) = self.lock_idle().pop() {
+            return Ok(connection);
+        }
+        let deadline = Instant::now() + RESTART_WAIT;
+        loop {
+            match self.connect() {
+                Ok(connection) => return Ok(connection),
+                Err(Away::Absent) if self.lock_identity().worth_waiting && Instant::now() < deadline => {
+                    std::thread::sleep(RESTART_POLL);
+                }
+                Err(_) => {
+                    self.lock_identity().worth_waiting = false;
+                    return fail(CKR_DEVICE_ERROR);
+                }
+            }
+        }
+    }
+
+    fn check_in(&self, mut connection: Connection) {
+        connection.wipe();
+        let is_large = connection.shared_now().is_some_and(|buffer| buffer.size() > IDLE_SHARED_BYTES_MAX);
+        let mut idle = self.lock_idle();
+        // One is always kept: the application ends, for the agent, with its last connection.
+        if idle.is_empty() || (idle.len() < IDLE_CONNECTIONS_MAX && !is_large) {
+            idle.push(connection);
+        }
+    }
+
+    /// A new connection that has said Hello. One at a time: two that find a new run of the agent together
+    /// would become two applications.
+    fn connect(&self) -> Result<Connection, Away> {
+        let mut identity = self.lock_identity();
+        if identity.silent_until.is_some_and(|until| Instant::now() < until) {
+            return Err(Away::Silent);
+        }
+        let result = self.hello(&mut identity);
+        identity.silent_until = matches!(result, Err(Away::Silent)).then(|| Instant::now() + SILENT_PAUSE);
+        identity.worth_waiting |= result.is_ok();
+        result
+    }
+
+    fn hello(&self, identity: &mut Identity) -> Result<Connection, Away> {
+        let mut connection = Connection::connect(&self.socket, Some(HELLO_WAIT)).map_err(|error| away(&error))?;
+        if !sys::peer_uid(connection.as_fd()).is_some_and(is_trusted) {
+            return Err(Away::Silent);
+        }
+        let hello = request::Hello {
+            version_min: PROTOCOL_VERSION,
+            version_max: PROTOCOL_VERSION,
+            role: Role::Module,
+            process_start: identity.process_start,
+            name: &identity.name,
+        };
+        let answer = match connection.hello(Ticket(&identity.ticket), hello) {
+            Ok(answer) if answer.version == PROTOCOL_VERSION => answer,
+            // It was just going down.
+            Err(CallError::NotSent(FrameError::Io(error)) | CallError::Lost(FrameError::Io(error))) => {
+                return Err(away(&error));
+            }
+            _ => return Err(Away::Silent),
+        };
+        let is_forgotten = !answer.resumed && !identity.ticket.is_empty();
+        if is_forgotten {
+            self.strangers.fetch_add(1, Ordering::AcqRel);
+        }
+        if is_forgotten || identity.instance != Some(answer.instance) {
+            self.runs.fetch_add(1, Ordering::AcqRel);
+        }
+        identity.instance = Some(answer.instance);
+        identity.ticket = answer.ticket.0.to_vec();
+        connection.set_answer_timeout(Some(ANSWER_WAIT)).map_err(|_| Away::Silent)?;
+        Ok(connection)
+    }
+
+    fn lock_idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_identity(&self) -> MutexGuard<'_, Identity> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn away(error: &std::io::Error) -> Away {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Away::Silent,
+        _ => Away::Absent,
+    }
+}
+
+/// Whether sending the request once more on a new connection is right.
+fn is_repeatable(error: &CallError, repeat: Repeat) -> bool {
+    match error {
+        CallError::NotSent(_) => true,
+        // A time-out is an agent that is at work: asking again would double it.
+        CallError::Lost(FrameError::Io(error)) => {
+            repeat == Repeat::Harmless && !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a process of this user may hear our PINs: root, ourselves, or the agent's own account.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == sys::effective_uid() || agent_uid().is_some_and(|agent| agent == uid)
+}
+
+/// The agent's account as /etc/passwd has it. The resolver library is not asked: it would load others'
+/// code into the application.
+fn agent_uid() -> Option<u32> {
+    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
+    let mut fields = accounts.lines().map(|line| line.split(':'));
+    fields.find_map(|mut line| (line.next() == Some(AGENT_ACCOUNT)).then(|| line.nth(1)?.parse().ok()).flatten())
+}
+
+/// Field 22 of /proc/self/stat: the first after the parenthesised name that counts from 3.
+fn process_start() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    after_name.split_whitespace().nth(19).and_then(|field| field.parse().ok()).unwrap_or(0)
+}
+
+fn process_name() -> String {
+    let name = std::fs::read("/proc/self/comm").unwrap_or_default();
+    String::from_utf8_lossy(&name).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_be_talked_to() {
+        assert!(is_trusted(0));
+        assert!(is_trusted(sys::effective_uid()));
+        assert!(!is_trusted(u32::MAX - 7));
+    }
+
+    #[test]
+    fn the_process_knows_itself() {
+        assert!(process_start() > 0);
+        assert!(!process_name().is_empty());
+    }
+
+    #[test]
+    fn an_absent_agent_costs_no_wait() {
+        let agent = Agent::new("/nonexistent/agent.sock".into());
+        let start = Instant::now();
+        for _ in 0..100 {
+            let answer = agent.call(Repeat::Harmless, &Request::Tokens, |_, _| Ok(()));
+            assert_eq!(answer, fail(CKR_DEVICE_ERROR));
+        }
+        assert!(start.elapsed() < Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,202 @@
+//! The state between C_Initialize and C_Finalize, and how it is found again, or not, after a fork.
+//!
+//! Everything hangs on one pointer that a child of the process reads as null ([`ForkPointer`]): the child
+//! starts with nothing initialised, whatever its parent was doing, even if another thread held our locks
+//! at the time of the fork.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use cryptoki_sys::*;
+use mayfly_wire::{Request, Response};
+
+use crate::agent::{Agent, Repeat};
+use crate::config::{CLIENT_TOML, Config};
+use crate::object::ObjectCache;
+use crate::rv::{Outcome, Rv, ensure, fail};
+use crate::session::{Session, Who};
+use crate::slot::Slots;
+use crate::sys::{self, ForkPointer};
+
+/// What belongs to one process. Never freed: a thread may be inside.
+struct Process {
+    library: RwLock<Option<Arc<Library>>>,
+}
+
+/// The process's own state; null where this process (or child) has made none yet.
+static PROCESS: ForkPointer<Process> = ForkPointer::new();
+/// The state that was made last, which after fork is the parent's: what is to be abandoned.
+static LAST: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
+/// The process that made [`LAST`]: tells forks apart where the kernel cannot wipe a page.
+static LAST_PID: AtomicU32 = AtomicU32::new(0);
+
+/// The module's state between C_Initialize and C_Finalize.
+pub struct Library {
+    /// Settings.
+    pub config: Config,
+    /// The way to the agent.
+    pub agent: Agent,
+    /// Slots and tokens.
+    pub slots: Mutex<Slots>,
+    sessions: RwLock<HashMap<CK_SESSION_HANDLE, Arc<Session>>>,
+    /// By slot: who is logged in, and the agent's [`Agent::strangers`] at that time.
+    logins: Mutex<HashMap<u32, (Who, u64)>>,
+    /// Objects that were seen.
+    pub objects: Mutex<ObjectCache>,
+    is_finalized: AtomicBool,
+}
+
+/// C_Initialize.
+pub fn initialize() -> Outcome {
+    let process = process()?;
+    let mut library = process.library.write().unwrap_or_else(PoisonError::into_inner);
+    ensure(library.is_none(), CKR_CRYPTOKI_ALREADY_INITIALIZED)?;
+    let environment = std::env::var_os("MAYFLY_SOCKET").filter(|_| !sys::is_privileged_by_file());
+    let config = Config::load(environment.map(Into::into), Path::new(CLIENT_TOML));
+    *library = Some(Arc::new(Library::new(config)));
+    Ok(())
+}
+
+/// C_Finalize. Calls that are in flight finish with what they hold; the connections close after the last.
+pub fn finalize() -> Outcome {
+    let library = process()?.library.write().unwrap_or_else(PoisonError::into_inner).take();
+    let library = library.ok_or(Rv(CKR_CRYPTOKI_NOT_INITIALIZED))?;
+    library.is_finalized.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// The state, for one call.
+pub fn library() -> Outcome<Arc<Library>> {
+    let library = process()?.library.read().unwrap_or_else(PoisonError::into_inner);
+    library.clone().ok_or(Rv(CKR_CRYPTOKI_NOT_INITIALIZED))
+}
+
+fn process() -> Outcome<&'static Process> {
+    let found = match PROCESS.load() {
+        Some(found) => found,
+        // A kernel without wiped pages: ask for the process id each time.
+        None if LAST_PID.load(Ordering::Acquire) == std::process::id() => LAST.load(Ordering::Acquire),
+        None => std::ptr::null_mut(),
+    };
+    let process = if found.is_null() { new_process()? } else { found };
+    // SAFETY: the pointer came from Box::into_raw below and is never freed.
+    Ok(unsafe { &*process })
+}
+
+fn new_process() -> Outcome<*mut Process> {
+    let parent = LAST.load(Ordering::Acquire);
+    let made = Box::into_raw(Box::new(Process { library: RwLock::default() }));
+    let winner = match PROCESS.set_if_null(made) {
+        Some(winner) => winner,
+        // Without wiped pages two threads that come first together are told apart here.
+        None => LAST
+            .compare_exchange(parent, made, Ordering::AcqRel, Ordering::Acquire)
+            .map_or_else(|other| other, |_| made),
+    };
+    if winner != made {
+        // SAFETY: `made` was not shared with anybody.
+        drop(unsafe { Box::from_raw(made) });
+        return Ok(winner);
+    }
+    LAST_PID.store(std::process::id(), Ordering::Release);
+    LAST.store(made, Ordering::Release);
+    if !parent.is_null() {
+        // SAFETY: as in `process`: once made, never freed. This is the child's copy of its parent's memory.
+        abandon(unsafe { &*parent });
+    }
+    Ok(winner)
+}
+
+/// Closes the parent's connections in the child without a word to the agent. State that another thread of
+/// the parent had locked at the time of the fork stays as it is: nobody will unlock it.
+fn abandon(parent: &Process) {
+    if let Ok(library) = parent.library.try_read()
+        && let Some(library) = library.as_ref()
+    {
+        library.agent.abandon();
+    }
+}
+
+impl Library {
+    /// State with these settings.
+    pub fn new(config: Config) -> Self {
+        Self {
+            agent: Agent::new(config.socket.clone()),
+            config,
+            slots: Mutex::default(),
+            sessions: RwLock::default(),
+            logins: Mutex::default(),
+            objects: Mutex::default(),
+            is_finalized: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether C_Finalize was called while this call was in flight.
+    pub fn is_finalized(&self) -> bool {
+        self.is_finalized.load(Ordering::Acquire)
+    }
+
+    /// Asks the agent about a token, and takes note of the object version that the answer brings.
+    pub fn ask<T>(
+        &self,
+        slot: u32,
+        repeat: Repeat,
+        request: &Request<'_>,
+        mut read: impl FnMut(Response<'_>) -> Outcome<T>,
+    ) -> Outcome<T> {
+        let result = self.agent.call(repeat, request, |header, answer| {
+            self.lock_objects().note(self.agent.run(), slot, header.object_version);
+            read(answer)
+        });
+        self.check_login_lost(slot, result)
+    }
+
+    /// Where the agent says that nobody is logged in, it is right.
+    pub fn check_login_lost<T>(&self, slot: u32, result: Outcome<T>) -> Outcome<T> {
+        if matches!(result, Err(Rv(CKR_USER_NOT_LOGGED_IN))) {
+            self.set_who(slot, Who::Nobody);
+        }
+        result
+    }
+
+    /// Who is logged in to a token.
+    pub fn who(&self, slot: u32) -> Who {
+        let strangers = self.agent.strangers();
+        match self.lock_logins().get(&slot) {
+            Some((who, since)) if *since == strangers => *who,
+            _ => Who::Nobody,
+        }
+    }
+
+    /// The login of a token has changed, and with it what can be seen of its objects.
+    pub fn set_who(&self, slot: u32, who: Who) {
+        self.lock_logins().insert(slot, (who, self.agent.strangers()));
+        self.lock_objects().forget(slot);
+    }
+
+    /// CKR_USER_NOT_LOGGED_IN unless the user is.
+    pub fn check_user(&self, slot: u32) -> Outcome {
+        if self.who(slot) == Who::User { Ok(()) } else { fail(CKR_USER_NOT_LOGGED_IN) }
+    }
+
+    /// The open sessions.
+    pub fn read_sessions(&self) -> RwLockReadGuard<'_, HashMap<CK_SESSION_HANDLE, Arc<Session>>> {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The open sessions, to be changed.
+    pub fn write_sessions(&self) -> RwLockWriteGuard<'_, HashMap<CK_SESSION_HANDLE, Arc<Session>>> {
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The objects that were seen.
+    pub fn lock_objects(&self) -> MutexGuard<'_, ObjectCache> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_logins(&self) -> MutexGuard<'_, HashMap<u32, (Who, u64)>> {
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
