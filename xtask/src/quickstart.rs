@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-mod network;
+pub mod network;
 
 /// Longest time for one command of the story.
 const STEP_SECONDS_MAX: u64 = 30;
@@ -66,7 +66,7 @@ struct Story {
 impl Story {
     fn begin(folder: &Path, programs: &Path, document: &Path) -> Result<Self> {
         let started = Instant::now();
-        let network = Network::up(&folder.join("network"), programs)?;
+        let network = Network::up(&folder.join("network"), programs, &[])?;
         let mut story = Self { network, folder: folder.to_owned(), document: document.to_owned(), number: 0 };
         let seconds = started.elapsed().as_secs_f32();
         story.say(&format!(

@@ -1,7 +1,7 @@
 //! The network of the quickstart: `mayfly dev`, ended again however the story ends.
 
 use crate::run::{self, Finished};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,13 +20,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts the network. Its processes end by themselves if we die.
-    pub fn up(dir: &Path, programs: &Path) -> Result<Self> {
+    /// Starts a network of three agents, keys 2-of-3. Its processes end by themselves if we die.
+    pub fn up(dir: &Path, programs: &Path, options: &[&str]) -> Result<Self> {
         let mut network =
             Self { dir: dir.to_owned(), programs: programs.to_owned(), env: BTreeMap::new(), is_up: true };
         let watch = std::process::id().to_string();
         let dir = network.dir();
-        network.mayfly(&["dev", "up", "--dir", &dir, "--agents", "3", "--threshold", "2", "--watch-pid", &watch])?;
+        let words = ["dev", "up", "--dir", &dir, "--agents", "3", "--threshold", "2", "--watch-pid", &watch];
+        network.mayfly(&[&words, options].concat())?;
         network.env = read_env(&network.dir.join("env"))?;
         Ok(network)
     }
@@ -37,8 +38,8 @@ impl Network {
         self.is_up = false;
         let dir = self.dir();
         self.mayfly(&["dev", "down", "--dir", &dir])?;
-        let left: Vec<_> = before.into_iter().filter(|pid| is_running(pid)).collect();
-        ensure!(left.is_empty(), "processes {} are left", left.join(", "));
+        let left: Vec<_> = before.into_iter().filter(|(_, pid)| is_running(pid)).map(|(name, _)| name).collect();
+        ensure!(left.is_empty(), "{} still runs", left.join(", "));
         Ok(())
     }
 
@@ -88,16 +89,18 @@ impl Network {
         self.env.get(name).map_or("", String::as_str)
     }
 
-    /// Process ids in `dev status --json`; xtask has no JSON parser, and needs none for numbers behind a name.
-    fn processes(&self) -> Result<Vec<String>> {
+    /// Names and process ids in `dev status --json`; xtask has no JSON parser, and needs none for two fields.
+    pub fn processes(&self) -> Result<Vec<(String, String)>> {
         let dir = self.dir();
         let status = self.mayfly(&["dev", "status", "--dir", &dir, "--json"])?;
-        let number = |text: &str| text.trim_start().chars().take_while(char::is_ascii_digit).collect::<String>();
-        let pids: Vec<String> = status.split("\"pid\":").skip(1).map(number).filter(|pid| !pid.is_empty()).collect();
-        if pids.is_empty() {
-            bail!("`mayfly dev status` names no process: {status}");
-        }
-        Ok(pids)
+        let after = |object: &str, field: &str| {
+            let text = object.split_once(&format!("\"{field}\":"))?.1.trim_start().trim_start_matches('"');
+            Some(text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect::<String>())
+        };
+        let process = |object: &str| Some((after(object, "name")?, after(object, "pid")?));
+        let processes: Vec<_> = status.split('}').filter_map(process).filter(|(_, pid)| pid != "null").collect();
+        ensure!(!processes.is_empty(), "`mayfly dev status` names no process: {status}");
+        Ok(processes)
     }
 }
 
