@@ -194,6 +194,7 @@ impl Client {
             Verdict::Wrong(Wrong::Answer(what)) => PluginError::BadAnswer { who, call, what },
             Verdict::Wrong(Wrong::NoSecretMemory(source)) => PluginError::NoSecretMemory { who, call, source },
             Verdict::Refused(status, message) => PluginError::Refused { who, call, status, message },
+            Verdict::NotSafe(what) => PluginError::NotSafe { who, what },
             Verdict::Unusable(what) => PluginError::Unusable { who, path: self.config.plugin_path.clone(), what },
         })
     }
@@ -221,6 +222,7 @@ impl Client {
                 Ok(value)
             }
             codec::HOST_UNUSABLE => Err(Verdict::Unusable(message)),
+            codec::HOST_NOT_SAFE => Err(Verdict::NotSafe(message)),
             code if code < 0 => Err(Verdict::Wrong(Wrong::Answer(message))),
             code => {
                 let Some(status) = Status::from_code(code) else {
@@ -339,6 +341,7 @@ enum Verdict {
     Wrong(Wrong),
     Refused(Status, String),
     Unusable(String),
+    NotSafe(String),
 }
 
 impl From<Malformed> for Verdict {

@@ -70,6 +70,14 @@ pub enum PluginError {
         /// What was wrong.
         what: String,
     },
+    /// The host found no locked memory or no system call filter; it loads nothing then.
+    #[error("{who}: the plugin host cannot be made safe: {what}")]
+    NotSafe {
+        /// Which plugin.
+        who: String,
+        /// What was missing.
+        what: String,
+    },
     /// The caller gave something that the interface does not allow; the plugin was not asked.
     #[error("{who}: {call}: {what}")]
     Argument {

@@ -248,3 +248,132 @@ fn is(stat: &Stat, kind: libc::mode_t) -> bool {
 fn unreadable(path: &Path, error: rustix::io::Errno) -> PathError {
     PathError::Unreadable { path: path.to_owned(), source: error.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    const DEVELOPMENT: PathRule = PathRule::DangerDevelopment;
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        /// `a/b/plugin.so`, all closed to others.
+        fn new() -> Tree {
+            let tree = Tree(tempfile::tempdir().unwrap());
+            std::fs::create_dir_all(tree.at("a/b")).unwrap();
+            std::fs::write(tree.at("a/b/plugin.so"), "plugin").unwrap();
+            for name in ["a", "a/b"] {
+                tree.mode(name, 0o755);
+            }
+            tree.mode("a/b/plugin.so", 0o644);
+            tree
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn mode(&self, name: &str, mode: u32) {
+            std::fs::set_permissions(self.at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+
+        /// Empty when the file may be used.
+        fn check(&self, name: &str) -> String {
+            check_path(&self.at(name), DEVELOPMENT).err().map(|error| error.to_string()).unwrap_or_default()
+        }
+    }
+
+    #[test]
+    fn a_closed_path_gives_the_file() {
+        let tree = Tree::new();
+        let mut content = String::new();
+        check_path(&tree.at("a/b/plugin.so"), DEVELOPMENT).unwrap().read_to_string(&mut content).unwrap();
+        assert_eq!(content, "plugin");
+        assert_eq!(tree.check("a/../a/./b/plugin.so"), "");
+    }
+
+    #[test]
+    fn every_component_counts() {
+        for (name, mode) in [("a", 0o757), ("a/b", 0o777), ("a/b/plugin.so", 0o666)] {
+            let tree = Tree::new();
+            tree.mode(name, mode);
+            let text = tree.check("a/b/plugin.so");
+            assert!(text.starts_with(&format!("{} can be written to by others", tree.at(name).display())), "{text}");
+        }
+    }
+
+    #[test]
+    fn strict_is_stricter() {
+        for (name, mode) in [("a", 0o775), ("a/b", 0o1777)] {
+            let tree = Tree::new();
+            tree.mode(name, mode);
+            let component = tree.at(name);
+            let stat = rustix::fs::stat(&component).unwrap();
+            assert!(judge(&component, &stat, PathRule::Strict).is_err(), "{name} {mode:o}");
+            let sticky_of_root = mode & 0o1000 != 0 && stat.st_uid == 0;
+            let allowed = mode & 0o002 == 0 || sticky_of_root;
+            assert_eq!(judge(&component, &stat, DEVELOPMENT).is_ok(), allowed, "{name} {mode:o}");
+        }
+        let sticky = Tree::new();
+        sticky.mode("a/b/plugin.so", 0o1666);
+        assert!(!sticky.check("a/b/plugin.so").is_empty(), "the sticky bit of a file means nothing");
+    }
+
+    #[test]
+    fn symbolic_links_are_walked_component_by_component() {
+        let tree = Tree::new();
+        symlink("b/plugin.so", tree.at("a/relative")).unwrap();
+        symlink(tree.at("a/relative"), tree.at("absolute")).unwrap();
+        assert_eq!(tree.check("absolute"), "");
+        tree.mode("a/b", 0o777);
+        assert!(tree.check("absolute").contains("a/b can be written to by others"));
+        symlink("loop", tree.at("loop")).unwrap();
+        assert!(tree.check("loop").contains("too many symbolic links"));
+        symlink("nowhere", tree.at("dangling")).unwrap();
+        assert!(tree.check("dangling").contains("No such file"));
+    }
+
+    #[test]
+    fn only_files() {
+        let tree = Tree::new();
+        assert!(tree.check("a/b").contains("is not a regular file"));
+        assert!(tree.check("a/none").contains("No such file"));
+        assert!(tree.check("a/b/plugin.so/x").contains("Not a directory"));
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            tree.at("fifo"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        assert!(tree.check("fifo").contains("is not a regular file"), "and does not wait for a writer");
+    }
+
+    #[test]
+    fn other_owners() {
+        let tree = Tree::new();
+        if !rustix::process::geteuid().is_root() {
+            return; // only root can give files away; the container of our tests is root
+        }
+        chown(tree.at("a/b"), Some(65534), None).unwrap();
+        assert!(tree.check("a/b/plugin.so").contains("a/b belongs to user 65534"));
+        chown(tree.at("a/b"), Some(0), None).unwrap();
+        symlink("b/plugin.so", tree.at("a/link")).unwrap();
+        std::os::unix::fs::lchown(tree.at("a/link"), Some(65534), None).unwrap();
+        assert!(tree.check("a/link").contains("a/link belongs to user 65534"));
+    }
+
+    #[test]
+    fn pins() {
+        let tree = Tree::new();
+        let path = tree.at("a/b/plugin.so");
+        let mut file = check_path(&path, DEVELOPMENT).unwrap();
+        let hash = sha256_of(&mut file).unwrap();
+        check_pin(&path, &mut file, &hash).unwrap();
+        let text = check_pin(&path, &mut file, &[0; 32]).unwrap_err().to_string();
+        assert!(text.contains(&hex::encode(hash)) && text.contains(&"00".repeat(32)), "{text}");
+    }
+}

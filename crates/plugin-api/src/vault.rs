@@ -12,8 +12,9 @@ use crate::signature;
 use mayfly_secmem::Secret;
 use std::sync::{Mutex, PoisonError};
 
-/// Longest text field of a description.
-const TEXT_BYTES_MAX: usize = 512;
+/// Longest text field of a description on its way here: 512 bytes, of which each may have become a replacement
+/// character of three.
+const TEXT_BYTES_MAX: usize = 3 * 512;
 
 /// A running vault plugin. Calls may come from any thread; they are served one after the other.
 ///

@@ -101,20 +101,14 @@ pub trait BackendGuest: Sized + Send + 'static {
     ///
     /// # Errors
     /// `Unknown` when it may or may not have been stored; `ReadOnly`, `TooLarge`, `Invalid` when it certainly was not.
-    fn append_if_head(
-        &mut self,
-        expected: &Head,
-        new: &Head,
-        bundle: &[u8],
-    ) -> Result<Option<Head>, GuestError>;
+    fn append_if_head(&mut self, expected: &Head, new: &Head, bundle: &[u8]) -> Result<Option<Head>, GuestError>;
 
     /// Whole bundles in order from the one that contains `from`, about `bytes_max` bytes of them but at least one
     /// when there is any. `Ok(Err(first))`: pruned, `first` is the first entry that is left.
     ///
     /// # Errors
     /// `Corrupt` when a stored bundle is damaged.
-    fn read(&mut self, from: u64, bytes_max: usize)
-    -> Result<Result<Vec<Bundle>, u64>, GuestError>;
+    fn read(&mut self, from: u64, bytes_max: usize) -> Result<Result<Vec<Bundle>, u64>, GuestError>;
 
     /// Hint: returns when the size is above `above` or after `timeout_ms`; may be early, late or spurious.
     ///
@@ -141,23 +135,13 @@ pub trait BackendGuest: Sized + Send + 'static {
     ///
     /// # Errors
     /// `Invalid` for a gap, `ReadOnly`, `TooLarge`.
-    fn put_snapshot(
-        &mut self,
-        info: &SnapshotInfo,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<(), GuestError>;
+    fn put_snapshot(&mut self, info: &SnapshotInfo, offset: u64, bytes: &[u8]) -> Result<(), GuestError>;
 
     /// A piece (at most `bytes_max`) of the newest published snapshot of at most `size`.
     ///
     /// # Errors
     /// `Corrupt`.
-    fn get_snapshot(
-        &mut self,
-        size: u64,
-        offset: u64,
-        bytes_max: usize,
-    ) -> Result<Option<Snapshot>, GuestError>;
+    fn get_snapshot(&mut self, size: u64, offset: u64, bytes_max: usize) -> Result<Option<Snapshot>, GuestError>;
 
     /// Drops bundles wholly below `up_to`.
     ///
@@ -175,12 +159,7 @@ pub trait BackendGuest: Sized + Send + 'static {
     ///
     /// # Errors
     /// `Unsupported` where there is none.
-    fn lease(
-        &mut self,
-        _name: &str,
-        _holder: &[u8; 16],
-        _ttl_ms: u64,
-    ) -> Result<Lease, GuestError> {
+    fn lease(&mut self, _name: &str, _holder: &[u8; 16], _ttl_ms: u64) -> Result<Lease, GuestError> {
         Err(GuestError::unsupported("lease"))
     }
 
@@ -201,11 +180,7 @@ impl BackendTable {
                 size: size_of::<BackendTable>() as u32,
                 abi_version: ABI_VERSION,
                 kind: KIND_BACKEND,
-                flags: if T::NEEDS_NETWORK {
-                    FLAG_NEEDS_NETWORK
-                } else {
-                    0
-                },
+                flags: if T::NEEDS_NETWORK { FLAG_NEEDS_NETWORK } else { 0 },
                 name: T::NAME.as_ptr(),
                 name_len: T::NAME.len(),
                 version: T::VERSION.as_ptr(),
@@ -246,10 +221,7 @@ macro_rules! export_backend {
 
 /// Lays bundles out as `read` gives them: first, end (u64 little-endian), hash, length (u64), bytes.
 fn encode_bundles(bundles: &[Bundle]) -> Vec<u8> {
-    let total = bundles
-        .iter()
-        .map(|bundle| READ_PREFIX_BYTES + bundle.bytes.len())
-        .sum();
+    let total = bundles.iter().map(|bundle| READ_PREFIX_BYTES + bundle.bytes.len()).sum();
     let mut out = Vec::with_capacity(total);
     for bundle in bundles {
         out.extend_from_slice(&bundle.first.to_le_bytes());
@@ -273,15 +245,7 @@ unsafe extern "C" fn open<T: BackendGuest>(
     message: *mut Message,
 ) -> i32 {
     // SAFETY: the rules of the table, see above.
-    unsafe {
-        open_guest(
-            (config, config_len),
-            (data_dir, data_dir_len),
-            handle,
-            message,
-            T::open,
-        )
-    }
+    unsafe { open_guest((config, config_len), (data_dir, data_dir_len), handle, message, T::open) }
 }
 
 unsafe extern "C" fn close<T: BackendGuest>(handle: *mut c_void) {
@@ -289,20 +253,13 @@ unsafe extern "C" fn close<T: BackendGuest>(handle: *mut c_void) {
     unsafe { carry::close::<T>(handle) }
 }
 
-unsafe extern "C" fn caps<T: BackendGuest>(
-    handle: *mut c_void,
-    out: *mut RawCaps,
-    message: *mut Message,
-) -> i32 {
+unsafe extern "C" fn caps<T: BackendGuest>(handle: *mut c_void, out: *mut RawCaps, message: *mut Message) -> i32 {
     // SAFETY: the rules of the table, see above.
     unsafe {
         carry::call::<T>(handle, message, |guest| {
             let out = carry::target("caps", out)?;
             if (out.size as usize) < size_of::<RawCaps>() {
-                return Err(GuestError::new(
-                    Status::Invalid,
-                    "caps: the caller's struct is too small",
-                ));
+                return Err(GuestError::new(Status::Invalid, "caps: the caller's struct is too small"));
             }
             let caps = guest.caps()?;
             let bit = |set: bool, flag: u32| if set { flag } else { 0 };
@@ -316,11 +273,7 @@ unsafe extern "C" fn caps<T: BackendGuest>(
     }
 }
 
-unsafe extern "C" fn head<T: BackendGuest>(
-    handle: *mut c_void,
-    out: *mut Head,
-    message: *mut Message,
-) -> i32 {
+unsafe extern "C" fn head<T: BackendGuest>(handle: *mut c_void, out: *mut Head, message: *mut Message) -> i32 {
     // SAFETY: the rules of the table, see above.
     unsafe {
         carry::call::<T>(handle, message, |guest| {
@@ -374,17 +327,12 @@ unsafe extern "C" fn read<T: BackendGuest>(
     unsafe {
         carry::call::<T>(handle, message, |guest| {
             let first = carry::target("first", first)?;
-            let bytes_max = usize::try_from(bytes_max)
-                .unwrap_or(usize::MAX)
-                .min(capacity);
+            let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX).min(capacity);
             match guest.read(from, bytes_max)? {
                 Ok(bundles) => carry::copy_out(&encode_bundles(&bundles), out, capacity, length),
                 Err(left) => {
                     *first = left;
-                    Err(GuestError::new(
-                        Status::Pruned,
-                        format!("entries below {left} were pruned"),
-                    ))
+                    Err(GuestError::new(Status::Pruned, format!("entries below {left} were pruned")))
                 }
             }
         })
@@ -417,10 +365,7 @@ unsafe extern "C" fn put_checkpoint<T: BackendGuest>(
     // SAFETY: the rules of the table, see above.
     unsafe {
         carry::call::<T>(handle, message, |guest| {
-            guest.put_checkpoint(
-                size,
-                carry::input("checkpoint", data, data_len, CHECKPOINT_BYTES_MAX)?,
-            )
+            guest.put_checkpoint(size, carry::input("checkpoint", data, data_len, CHECKPOINT_BYTES_MAX)?)
         })
     }
 }
@@ -438,9 +383,9 @@ unsafe extern "C" fn latest_checkpoint<T: BackendGuest>(
     unsafe {
         carry::call::<T>(handle, message, |guest| {
             let size_out = carry::target("size", size_out)?;
-            let checkpoint = guest.latest_checkpoint(size)?.ok_or_else(|| {
-                GuestError::new(Status::NotFound, "no checkpoint of that size or below")
-            })?;
+            let checkpoint = guest
+                .latest_checkpoint(size)?
+                .ok_or_else(|| GuestError::new(Status::NotFound, "no checkpoint of that size or below"))?;
             *size_out = checkpoint.size;
             carry::copy_out(&checkpoint.bytes, out, capacity, length)
         })
@@ -459,11 +404,7 @@ unsafe extern "C" fn put_snapshot<T: BackendGuest>(
     unsafe {
         carry::call::<T>(handle, message, |guest| {
             let info = *carry::target("snapshot", info.cast_mut())?;
-            guest.put_snapshot(
-                &info,
-                offset,
-                carry::input("piece", data, data_len, SNAPSHOT_CHUNK_BYTES_MAX)?,
-            )
+            guest.put_snapshot(&info, offset, carry::input("piece", data, data_len, SNAPSHOT_CHUNK_BYTES_MAX)?)
         })
     }
 }
@@ -484,35 +425,21 @@ unsafe extern "C" fn get_snapshot<T: BackendGuest>(
             let info = carry::target("snapshot", info)?;
             let snapshot = guest
                 .get_snapshot(size, offset, capacity.min(SNAPSHOT_CHUNK_BYTES_MAX))?
-                .ok_or_else(|| {
-                    GuestError::new(Status::NotFound, "no snapshot of that size or below")
-                })?;
+                .ok_or_else(|| GuestError::new(Status::NotFound, "no snapshot of that size or below"))?;
             *info = snapshot.info;
             carry::copy_out(&snapshot.bytes, out, capacity, length)
         })
     }
 }
 
-unsafe extern "C" fn prune<T: BackendGuest>(
-    handle: *mut c_void,
-    up_to: u64,
-    message: *mut Message,
-) -> i32 {
+unsafe extern "C" fn prune<T: BackendGuest>(handle: *mut c_void, up_to: u64, message: *mut Message) -> i32 {
     // SAFETY: the rules of the table, see above.
     unsafe { carry::call::<T>(handle, message, |guest| guest.prune(up_to)) }
 }
 
-unsafe extern "C" fn health<T: BackendGuest>(
-    handle: *mut c_void,
-    out: *mut RawHealth,
-    message: *mut Message,
-) -> i32 {
+unsafe extern "C" fn health<T: BackendGuest>(handle: *mut c_void, out: *mut RawHealth, message: *mut Message) -> i32 {
     // SAFETY: the rules of the table, see above.
-    unsafe {
-        carry::call::<T>(handle, message, |guest| {
-            carry::write_health(&guest.health()?, out)
-        })
-    }
+    unsafe { carry::call::<T>(handle, message, |guest| carry::write_health(&guest.health()?, out)) }
 }
 
 unsafe extern "C" fn lease<T: BackendGuest>(

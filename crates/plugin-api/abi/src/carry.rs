@@ -17,11 +17,7 @@ pub(crate) struct Handle<T> {
 impl<T> Handle<T> {
     /// Moves a guest to the heap and gives it away as a handle.
     pub(crate) fn into_raw(guest: T) -> *mut c_void {
-        Box::into_raw(Box::new(Handle {
-            guest,
-            poisoned: false,
-        }))
-        .cast()
+        Box::into_raw(Box::new(Handle { guest, poisoned: false })).cast()
     }
 }
 
@@ -51,21 +47,13 @@ pub(crate) unsafe fn call<T>(
     // SAFETY: null or live and unshared, by the contract above.
     let Some(handle) = (unsafe { handle.cast::<Handle<T>>().as_mut() }) else {
         // SAFETY: `message` as promised by our caller.
-        return unsafe {
-            report(
-                message,
-                Err(GuestError::new(Status::Invalid, "null handle")),
-            )
-        };
+        return unsafe { report(message, Err(GuestError::new(Status::Invalid, "null handle"))) };
     };
     // SAFETY: `message` as promised by our caller.
     unsafe {
         run(message, || {
             if handle.poisoned {
-                return Err(GuestError::new(
-                    Status::Internal,
-                    "unusable after a panic, start it again",
-                ));
+                return Err(GuestError::new(Status::Internal, "unusable after a panic, start it again"));
             }
             let guest = &mut handle.guest;
             catch_unwind(AssertUnwindSafe(|| body(guest))).unwrap_or_else(|_| {
@@ -80,10 +68,7 @@ pub(crate) unsafe fn call<T>(
 ///
 /// # Safety
 /// As for [`call`], of `message`.
-pub(crate) unsafe fn run(
-    message: *mut Message,
-    body: impl FnOnce() -> Result<(), GuestError>,
-) -> i32 {
+pub(crate) unsafe fn run(message: *mut Message, body: impl FnOnce() -> Result<(), GuestError>) -> i32 {
     let result = catch_unwind(AssertUnwindSafe(body))
         .unwrap_or_else(|_| Err(GuestError::new(Status::Internal, "the plugin panicked")));
     // SAFETY: `message` as promised by our caller.
@@ -115,20 +100,12 @@ unsafe fn report(message: *mut Message, result: Result<(), GuestError>) -> i32 {
 ///
 /// # Safety
 /// `data` is null or readable for `len` bytes while the slice lives.
-pub(crate) unsafe fn input<'a>(
-    what: &str,
-    data: *const u8,
-    len: usize,
-    max: usize,
-) -> Result<&'a [u8], GuestError> {
+pub(crate) unsafe fn input<'a>(what: &str, data: *const u8, len: usize, max: usize) -> Result<&'a [u8], GuestError> {
     if len == 0 {
         return Ok(&[]);
     }
     if data.is_null() || len > max {
-        return Err(GuestError::new(
-            Status::Invalid,
-            format!("{what}: null, or longer than {max} bytes"),
-        ));
+        return Err(GuestError::new(Status::Invalid, format!("{what}: null, or longer than {max} bytes")));
     }
     // SAFETY: not null, and readable for `len` bytes by the contract above.
     Ok(unsafe { core::slice::from_raw_parts(data, len) })
@@ -144,10 +121,7 @@ pub(crate) unsafe fn output<'a, const N: usize>(
     len: usize,
 ) -> Result<&'a mut [u8; N], GuestError> {
     if data.is_null() || len != N {
-        return Err(GuestError::new(
-            Status::Invalid,
-            format!("{what}: null, or not {N} bytes"),
-        ));
+        return Err(GuestError::new(Status::Invalid, format!("{what}: null, or not {N} bytes")));
     }
     // SAFETY: not null, exactly N bytes, writable and unshared by the contract above.
     Ok(unsafe { &mut *data.cast::<[u8; N]>() })
@@ -167,10 +141,7 @@ pub(crate) unsafe fn output_slice<'a>(
         return Ok(&mut []);
     }
     if data.is_null() || len > max {
-        return Err(GuestError::new(
-            Status::Invalid,
-            format!("{what}: null, or longer than {max} bytes"),
-        ));
+        return Err(GuestError::new(Status::Invalid, format!("{what}: null, or longer than {max} bytes")));
     }
     // SAFETY: not null, writable and unshared for `len` bytes by the contract above.
     Ok(unsafe { core::slice::from_raw_parts_mut(data, len) })
@@ -182,8 +153,7 @@ pub(crate) unsafe fn output_slice<'a>(
 /// `pointer` is null or valid, writable and unshared while the reference lives.
 pub(crate) unsafe fn target<'a, T>(what: &str, pointer: *mut T) -> Result<&'a mut T, GuestError> {
     // SAFETY: by the contract above.
-    unsafe { pointer.as_mut() }
-        .ok_or_else(|| GuestError::new(Status::Invalid, format!("{what}: null")))
+    unsafe { pointer.as_mut() }.ok_or_else(|| GuestError::new(Status::Invalid, format!("{what}: null")))
 }
 
 /// Copies bytes into the caller's buffer, or says how many are needed.
@@ -199,10 +169,7 @@ pub(crate) unsafe fn copy_out(
     // SAFETY: by the contract above.
     *unsafe { target("length", length) }? = bytes.len();
     if bytes.len() > capacity {
-        return Err(GuestError::new(
-            Status::BufferTooSmall,
-            format!("needs {} bytes", bytes.len()),
-        ));
+        return Err(GuestError::new(Status::BufferTooSmall, format!("needs {} bytes", bytes.len())));
     }
     if !bytes.is_empty() {
         // SAFETY: writable for `capacity` >= `bytes.len()` bytes by the contract above.
@@ -220,10 +187,7 @@ pub(crate) unsafe fn write_health(health: &Health, out: *mut RawHealth) -> Resul
     // SAFETY: by the contract above.
     let out = unsafe { target("health", out) }?;
     if (out.size as usize) < size_of::<RawHealth>() {
-        return Err(GuestError::new(
-            Status::Invalid,
-            "health: the caller's struct is too small",
-        ));
+        return Err(GuestError::new(Status::Invalid, "health: the caller's struct is too small"));
     }
     out.state = health.state as u32;
     out.free_bytes = health.free_bytes.unwrap_or(u64::MAX);

@@ -14,18 +14,12 @@ pub struct GuestError {
 impl GuestError {
     /// An error of a status with its text.
     pub fn new(status: Status, message: impl Into<String>) -> GuestError {
-        GuestError {
-            status,
-            message: message.into(),
-        }
+        GuestError { status, message: message.into() }
     }
 
     /// "Not offered", for optional calls.
     pub fn unsupported(what: &str) -> GuestError {
-        GuestError::new(
-            Status::Unsupported,
-            format!("{what} is not offered by this plugin"),
-        )
+        GuestError::new(Status::Unsupported, format!("{what} is not offered by this plugin"))
     }
 }
 
@@ -144,9 +138,7 @@ impl HealthState {
     /// The state of a number.
     pub fn from_code(code: u32) -> Option<HealthState> {
         use HealthState::*;
-        [Ok, ReadOnly, Down, PolicyPending, VaultLost, Lockout]
-            .into_iter()
-            .find(|state| *state as u32 == code)
+        [Ok, ReadOnly, Down, PolicyPending, VaultLost, Lockout].into_iter().find(|state| *state as u32 == code)
     }
 }
 
@@ -168,12 +160,6 @@ pub struct Health {
 impl Health {
     /// "All well", without figures.
     pub fn ok() -> Health {
-        Health {
-            state: HealthState::Ok,
-            detail: String::new(),
-            free_bytes: None,
-            used_bytes: 0,
-            sync_micros: 0,
-        }
+        Health { state: HealthState::Ok, detail: String::new(), free_bytes: None, used_bytes: 0, sync_micros: 0 }
     }
 }

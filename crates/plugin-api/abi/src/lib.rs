@@ -15,9 +15,7 @@ mod table;
 mod vault;
 
 pub use backend::{BackendGuest, Bundle, Caps, Checkpoint, Lease, Snapshot};
-pub use guest::{
-    Alg, Generations, GuestError, Health, HealthState, Identity, Tier, VaultDescription,
-};
+pub use guest::{Alg, Generations, GuestError, Health, HealthState, Identity, Tier, VaultDescription};
 pub use status::Status;
 pub use table::*;
 pub use vault::VaultGuest;

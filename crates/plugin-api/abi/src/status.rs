@@ -80,10 +80,7 @@ impl Status {
 
     /// The status of a number, or `None` for one that version 1 does not know.
     pub fn from_code(code: i32) -> Option<Status> {
-        usize::try_from(code)
-            .ok()
-            .and_then(|index| Status::ALL.get(index))
-            .copied()
+        usize::try_from(code).ok().and_then(|index| Status::ALL.get(index)).copied()
     }
 
     /// The number on the interface.

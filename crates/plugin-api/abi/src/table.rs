@@ -177,21 +177,12 @@ pub struct SnapshotInfo {
 }
 
 /// `open` of both kinds: configuration text, private data folder, out: handle.
-pub type OpenFn =
-    unsafe extern "C" fn(*const u8, usize, *const u8, usize, *mut *mut c_void, *mut Message) -> i32;
+pub type OpenFn = unsafe extern "C" fn(*const u8, usize, *const u8, usize, *mut *mut c_void, *mut Message) -> i32;
 /// `close`: ends a handle; never fails.
 pub type CloseFn = unsafe extern "C" fn(*mut c_void);
 /// `attest`: step, input, out buffer, its capacity, out length.
-pub type AttestFn = unsafe extern "C" fn(
-    *mut c_void,
-    u32,
-    *const u8,
-    usize,
-    *mut u8,
-    usize,
-    *mut usize,
-    *mut Message,
-) -> i32;
+pub type AttestFn =
+    unsafe extern "C" fn(*mut c_void, u32, *const u8, usize, *mut u8, usize, *mut usize, *mut Message) -> i32;
 /// `control`: name, input, out buffer, its capacity, out length.
 pub type ControlFn = unsafe extern "C" fn(
     *mut c_void,
@@ -218,36 +209,20 @@ pub struct VaultTable {
     /// Ends a handle.
     pub close: Option<CloseFn>,
     /// What seals, and what it does not protect against.
-    pub describe:
-        Option<unsafe extern "C" fn(*mut c_void, *mut RawVaultDescription, *mut Message) -> i32>,
+    pub describe: Option<unsafe extern "C" fn(*mut c_void, *mut RawVaultDescription, *mut Message) -> i32>,
     /// The identity's public key: wanted algorithm (0 = any), create flag, out: algorithm, key, capacity, length.
-    pub identity_public: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            u32,
-            u32,
-            *mut u32,
-            *mut u8,
-            usize,
-            *mut usize,
-            *mut Message,
-        ) -> i32,
-    >,
+    pub identity_public:
+        Option<unsafe extern "C" fn(*mut c_void, u32, u32, *mut u32, *mut u8, usize, *mut usize, *mut Message) -> i32>,
     /// Signs a message by the identity key: message, length, out: [`SIGNATURE_BYTES`].
-    pub identity_sign: Option<
-        unsafe extern "C" fn(*mut c_void, *const u8, usize, *mut u8, usize, *mut Message) -> i32,
-    >,
+    pub identity_sign: Option<unsafe extern "C" fn(*mut c_void, *const u8, usize, *mut u8, usize, *mut Message) -> i32>,
     /// Evidence of the chip about itself; the steps are the plugin's own. May be null.
     pub attest: Option<AttestFn>,
     /// The committed and the staged generation.
-    pub generation:
-        Option<unsafe extern "C" fn(*mut c_void, *mut RawGeneration, *mut Message) -> i32>,
+    pub generation: Option<unsafe extern "C" fn(*mut c_void, *mut RawGeneration, *mut Message) -> i32>,
     /// Makes a tier's key of the next generation, stores it durably, gives it out; it opens only after `commit`.
-    pub stage:
-        Option<unsafe extern "C" fn(*mut c_void, u64, u32, *mut u8, usize, *mut Message) -> i32>,
+    pub stage: Option<unsafe extern "C" fn(*mut c_void, u64, u32, *mut u8, usize, *mut Message) -> i32>,
     /// The key of a tier of the committed generation.
-    pub open_key:
-        Option<unsafe extern "C" fn(*mut c_void, u64, u32, *mut u8, usize, *mut Message) -> i32>,
+    pub open_key: Option<unsafe extern "C" fn(*mut c_void, u64, u32, *mut u8, usize, *mut Message) -> i32>,
     /// Makes the staged generation the only one that opens, destroys the old one; atomic, durable, idempotent.
     pub commit: Option<unsafe extern "C" fn(*mut c_void, u64, *mut Message) -> i32>,
     /// Destroys what is staged; no error when nothing is.
@@ -276,70 +251,25 @@ pub struct BackendTable {
     pub head: Option<unsafe extern "C" fn(*mut c_void, *mut Head, *mut Message) -> i32>,
     /// Compare-and-swap of the head with a bundle: expected, new, bundle, length, out: actual head on conflict.
     pub append_if_head: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            *const Head,
-            *const Head,
-            *const u8,
-            usize,
-            *mut Head,
-            *mut Message,
-        ) -> i32,
+        unsafe extern "C" fn(*mut c_void, *const Head, *const Head, *const u8, usize, *mut Head, *mut Message) -> i32,
     >,
     /// Bundles from the one that contains an entry on: entry, limit, out buffer, capacity, out length, out: first
     /// entry that is left when pruned.
-    pub read: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            u64,
-            u64,
-            *mut u8,
-            usize,
-            *mut usize,
-            *mut u64,
-            *mut Message,
-        ) -> i32,
-    >,
+    pub read:
+        Option<unsafe extern "C" fn(*mut c_void, u64, u64, *mut u8, usize, *mut usize, *mut u64, *mut Message) -> i32>,
     /// Hint: returns when the size is above a number or the time (ms) is over. May be null.
     pub wait: Option<unsafe extern "C" fn(*mut c_void, u64, u64, *mut Head, *mut Message) -> i32>,
     /// Keeps a signed checkpoint of a size, for ever.
-    pub put_checkpoint:
-        Option<unsafe extern "C" fn(*mut c_void, u64, *const u8, usize, *mut Message) -> i32>,
+    pub put_checkpoint: Option<unsafe extern "C" fn(*mut c_void, u64, *const u8, usize, *mut Message) -> i32>,
     /// The newest checkpoint of at most a size: size, out: its size, buffer, capacity, length.
-    pub latest_checkpoint: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            u64,
-            *mut u64,
-            *mut u8,
-            usize,
-            *mut usize,
-            *mut Message,
-        ) -> i32,
-    >,
+    pub latest_checkpoint:
+        Option<unsafe extern "C" fn(*mut c_void, u64, *mut u64, *mut u8, usize, *mut usize, *mut Message) -> i32>,
     /// One piece of a snapshot: info, offset, bytes, length. The piece that completes it publishes it.
-    pub put_snapshot: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            *const SnapshotInfo,
-            u64,
-            *const u8,
-            usize,
-            *mut Message,
-        ) -> i32,
-    >,
+    pub put_snapshot:
+        Option<unsafe extern "C" fn(*mut c_void, *const SnapshotInfo, u64, *const u8, usize, *mut Message) -> i32>,
     /// One piece of the newest snapshot of at most a size: size, offset, out: info, buffer, capacity, length.
     pub get_snapshot: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            u64,
-            u64,
-            *mut SnapshotInfo,
-            *mut u8,
-            usize,
-            *mut usize,
-            *mut Message,
-        ) -> i32,
+        unsafe extern "C" fn(*mut c_void, u64, u64, *mut SnapshotInfo, *mut u8, usize, *mut usize, *mut Message) -> i32,
     >,
     /// Drops bundles wholly below an entry; refused unless a stored checkpoint and snapshot cover it.
     pub prune: Option<unsafe extern "C" fn(*mut c_void, u64, *mut Message) -> i32>,
@@ -347,17 +277,8 @@ pub struct BackendTable {
     pub health: Option<HealthFn>,
     /// Takes or renews a named lease: name, length, holder id (16 bytes), time to live (ms, 0 = give back), out:
     /// 1 when held by that holder. May be null.
-    pub lease: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            *const u8,
-            usize,
-            *const u8,
-            u64,
-            *mut u32,
-            *mut Message,
-        ) -> i32,
-    >,
+    pub lease:
+        Option<unsafe extern "C" fn(*mut c_void, *const u8, usize, *const u8, u64, *mut u32, *mut Message) -> i32>,
     /// Management of the plugin's own. May be null.
     pub control: Option<ControlFn>,
 }
@@ -370,10 +291,7 @@ unsafe impl Sync for BackendTable {}
 
 /// Cuts a zero-padded text field; invalid UTF-8 becomes replacement characters.
 pub fn text_of(field: &[u8]) -> String {
-    let end = field
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(field.len());
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
     String::from_utf8_lossy(&field[..end]).into_owned()
 }
 

@@ -41,11 +41,7 @@ pub trait VaultGuest: Sized + Send + 'static {
     ///
     /// # Errors
     /// `NoIdentity`.
-    fn identity_sign(
-        &mut self,
-        message: &[u8],
-        signature: &mut [u8; SIGNATURE_BYTES],
-    ) -> Result<(), GuestError>;
+    fn identity_sign(&mut self, message: &[u8], signature: &mut [u8; SIGNATURE_BYTES]) -> Result<(), GuestError>;
 
     /// Evidence of the chip about itself; `step` and formats are the plugin's own, described on its page.
     ///
@@ -66,23 +62,13 @@ pub trait VaultGuest: Sized + Send + 'static {
     ///
     /// # Errors
     /// `Invalid` for another `next`; `Unsupported` for a tier that is not on offer.
-    fn stage(
-        &mut self,
-        next: u64,
-        tier: Tier,
-        key: &mut [u8; VAULT_KEY_BYTES],
-    ) -> Result<(), GuestError>;
+    fn stage(&mut self, next: u64, tier: Tier, key: &mut [u8; VAULT_KEY_BYTES]) -> Result<(), GuestError>;
 
     /// The key of `tier` in the committed generation.
     ///
     /// # Errors
     /// `NoGeneration` for any other generation; `NotFound` when the tier was not staged under this one.
-    fn open_key(
-        &mut self,
-        generation: u64,
-        tier: Tier,
-        key: &mut [u8; VAULT_KEY_BYTES],
-    ) -> Result<(), GuestError>;
+    fn open_key(&mut self, generation: u64, tier: Tier, key: &mut [u8; VAULT_KEY_BYTES]) -> Result<(), GuestError>;
 
     /// Makes the staged generation the only one that opens and destroys the old one. Atomic and durable; when it
     /// already is the committed one: done.
@@ -126,11 +112,7 @@ impl VaultTable {
                 size: size_of::<VaultTable>() as u32,
                 abi_version: ABI_VERSION,
                 kind: KIND_VAULT,
-                flags: if T::NEEDS_NETWORK {
-                    FLAG_NEEDS_NETWORK
-                } else {
-                    0
-                },
+                flags: if T::NEEDS_NETWORK { FLAG_NEEDS_NETWORK } else { 0 },
                 name: T::NAME.as_ptr(),
                 name_len: T::NAME.len(),
                 version: T::VERSION.as_ptr(),
@@ -208,15 +190,7 @@ unsafe extern "C" fn open<T: VaultGuest>(
     message: *mut Message,
 ) -> i32 {
     // SAFETY: the rules of the table, see above.
-    unsafe {
-        open_guest(
-            (config, config_len),
-            (data_dir, data_dir_len),
-            handle,
-            message,
-            T::open,
-        )
-    }
+    unsafe { open_guest((config, config_len), (data_dir, data_dir_len), handle, message, T::open) }
 }
 
 unsafe extern "C" fn close<T: VaultGuest>(handle: *mut c_void) {
@@ -234,21 +208,12 @@ unsafe extern "C" fn describe<T: VaultGuest>(
         carry::call::<T>(handle, message, |guest| {
             let out = carry::target("description", out)?;
             if (out.size as usize) < size_of::<RawVaultDescription>() {
-                return Err(GuestError::new(
-                    Status::Invalid,
-                    "describe: the caller's struct is too small",
-                ));
+                return Err(GuestError::new(Status::Invalid, "describe: the caller's struct is too small"));
             }
             let description = guest.describe()?;
             out.software_only = description.software_only.into();
-            out.identity_algs = description
-                .identity_algs
-                .iter()
-                .fold(0, |bits, alg| bits | 1 << *alg as u32);
-            out.tiers = description
-                .tiers
-                .iter()
-                .fold(0, |bits, tier| bits | 1 << *tier as u32);
+            out.identity_algs = description.identity_algs.iter().fold(0, |bits, alg| bits | 1 << *alg as u32);
+            out.tiers = description.tiers.iter().fold(0, |bits, tier| bits | 1 << *tier as u32);
             fill_text(&mut out.hardware, &description.hardware);
             fill_text(&mut out.security_note, &description.security_note);
             Ok(())
@@ -272,9 +237,10 @@ unsafe extern "C" fn identity_public<T: VaultGuest>(
             let alg_out = carry::target("algorithm", alg_out)?;
             let wanted = match alg {
                 0 => None,
-                code => Some(Alg::from_code(code).ok_or_else(|| {
-                    GuestError::new(Status::Unsupported, format!("no identity algorithm {code}"))
-                })?),
+                code => Some(
+                    Alg::from_code(code)
+                        .ok_or_else(|| GuestError::new(Status::Unsupported, format!("no identity algorithm {code}")))?,
+                ),
             };
             let identity = guest.identity_public(wanted, create != 0)?;
             *alg_out = identity.alg as u32;
@@ -329,10 +295,7 @@ unsafe extern "C" fn generation<T: VaultGuest>(
         carry::call::<T>(handle, message, |guest| {
             let out = carry::target("generation", out)?;
             let generations = guest.generation()?;
-            *out = RawGeneration {
-                current: generations.current,
-                staged: generations.staged.unwrap_or(0),
-            };
+            *out = RawGeneration { current: generations.current, staged: generations.staged.unwrap_or(0) };
             Ok(())
         })
     }
@@ -365,28 +328,17 @@ unsafe extern "C" fn open_key<T: VaultGuest>(
     // SAFETY: the rules of the table, see above.
     unsafe {
         carry::call::<T>(handle, message, |guest| {
-            guest.open_key(
-                generation,
-                tier(tier_code)?,
-                carry::output("key", key, key_len)?,
-            )
+            guest.open_key(generation, tier(tier_code)?, carry::output("key", key, key_len)?)
         })
     }
 }
 
-unsafe extern "C" fn commit<T: VaultGuest>(
-    handle: *mut c_void,
-    next: u64,
-    message: *mut Message,
-) -> i32 {
+unsafe extern "C" fn commit<T: VaultGuest>(handle: *mut c_void, next: u64, message: *mut Message) -> i32 {
     // SAFETY: the rules of the table, see above.
     unsafe { carry::call::<T>(handle, message, |guest| guest.commit(next)) }
 }
 
-unsafe extern "C" fn discard_staged<T: VaultGuest>(
-    handle: *mut c_void,
-    message: *mut Message,
-) -> i32 {
+unsafe extern "C" fn discard_staged<T: VaultGuest>(handle: *mut c_void, message: *mut Message) -> i32 {
     // SAFETY: the rules of the table, see above.
     unsafe { carry::call::<T>(handle, message, T::discard_staged) }
 }
@@ -400,27 +352,14 @@ unsafe extern "C" fn random<T: VaultGuest>(
     // SAFETY: the rules of the table, see above.
     unsafe {
         carry::call::<T>(handle, message, |guest| {
-            guest.random(carry::output_slice(
-                "random",
-                out,
-                out_len,
-                RANDOM_BYTES_MAX,
-            )?)
+            guest.random(carry::output_slice("random", out, out_len, RANDOM_BYTES_MAX)?)
         })
     }
 }
 
-unsafe extern "C" fn health<T: VaultGuest>(
-    handle: *mut c_void,
-    out: *mut RawHealth,
-    message: *mut Message,
-) -> i32 {
+unsafe extern "C" fn health<T: VaultGuest>(handle: *mut c_void, out: *mut RawHealth, message: *mut Message) -> i32 {
     // SAFETY: the rules of the table, see above.
-    unsafe {
-        carry::call::<T>(handle, message, |guest| {
-            carry::write_health(&guest.health()?, out)
-        })
-    }
+    unsafe { carry::call::<T>(handle, message, |guest| carry::write_health(&guest.health()?, out)) }
 }
 
 unsafe extern "C" fn control<T: VaultGuest>(

@@ -1,6 +1,4 @@
-//! What the host gives up before it loads a plugin: descriptors, privileges, system calls.
-
-use crate::config::Network;
+//! What the host gives up before it loads a plugin: descriptors, privileges. System calls: `filter`.
 
 /// Descriptors, signals and privileges; `keep` are the inherited descriptors.
 pub(crate) fn basics(keep: &[i32]) -> Result<(), String> {
@@ -39,9 +37,4 @@ fn ignore_signals() {
         // SAFETY: SIG_IGN is a valid disposition for these signals.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
-}
-
-/// The system call filter.
-pub(crate) fn filter(_network: Network) -> Result<(), String> {
-    Ok(())
 }

@@ -9,6 +9,7 @@
 
 mod call;
 mod confine;
+mod filter;
 mod load;
 mod serve_backend;
 mod serve_vault;
@@ -196,7 +197,7 @@ impl Server {
         let data_dir = fields.bytes(abi::PATH_BYTES_MAX)?;
         // SAFETY: `plugin` is open for as long as this borrow lives.
         let file = unsafe { BorrowedFd::borrow_raw(plugin.as_raw_fd()) };
-        if let Err(what) = confine::filter(network) {
+        if let Err(what) = filter::apply(network) {
             return Ok(call::Reply::host(codec::HOST_NOT_SAFE, &what));
         }
         let library = match load::load(file, wanted, network) {

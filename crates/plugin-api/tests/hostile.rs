@@ -1,0 +1,343 @@
+//! Plugins that lie, hang, crash and break out: the facade survives each with an error that says what happened, and
+//! the next call works where the plugin can.
+
+use mayfly_plugin_api::{HostConfig, Network, PathRule, PluginError, Tier, VaultPlugin, abi::Alg};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Longer than any honest call here on a busy machine.
+const PATIENT: Duration = Duration::from_secs(20);
+/// For the plugins that hang: what the test waits for.
+const IMPATIENT: Duration = Duration::from_millis(600);
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Compiles the hostile vault with defines.
+    fn build(&self, defines: &[&str]) -> PathBuf {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let library = self.dir.path().join(format!("libmayfly_vault_hostile{}.so", defines.join("")));
+        let library = PathBuf::from(library.to_str().unwrap().replace(['"', ' ', '='], "_"));
+        let run = Command::new("cc")
+            .args(["-std=gnu11", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-stringop-overflow", "-I"])
+            .arg(here.join("include"))
+            .args(defines.iter().map(|define| format!("-D{define}")))
+            .arg(here.join("tests/hostile/vault.c"))
+            .arg("-o")
+            .arg(&library)
+            .arg("-lpthread")
+            .output()
+            .expect("a C compiler named cc (Debian: apt-get install gcc)");
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        library
+    }
+
+    fn config(&self, library: &Path, mode: &str) -> HostConfig {
+        HostConfig {
+            host_path: env!("CARGO_BIN_EXE_mayfly-plugin-host").into(),
+            plugin_path: library.into(),
+            pin: None,
+            config_text: mode.into(),
+            data_dir: self.dir.path().join("data").join(mode.replace(' ', "-")),
+            call_timeout: if mode.contains("hang") || mode.contains("stops") { IMPATIENT } else { PATIENT },
+            network: Network::None,
+            path_rule: PathRule::DangerDevelopment,
+            env: Vec::new(),
+        }
+    }
+
+    fn start(&self, library: &Path, mode: &str) -> Result<VaultPlugin, PluginError> {
+        VaultPlugin::start(&self.config(library, mode))
+    }
+}
+
+/// The text of what must not have worked.
+fn error_of<T>(result: Result<T, PluginError>) -> String {
+    result.err().expect("this must not be believed").to_string()
+}
+
+#[test]
+fn an_honest_c_vault_works() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let vault = bench.start(&library, "honest").unwrap();
+    assert_eq!((vault.name(), vault.version()), ("hostile", "1"));
+    let description = vault.describe().unwrap();
+    assert_eq!(description.hardware.len(), 256, "a text field without terminator is read to its end");
+    assert_eq!(description.security_note, "", "control characters are gone");
+    let staged = vault.stage(1, Tier::Window).unwrap();
+    assert_eq!(staged.expose(), &[6; 32]);
+    vault.commit(1).unwrap();
+    assert_eq!(vault.generation().unwrap().current, 1);
+    assert_eq!(vault.open_key(1, Tier::Boot).unwrap().expose(), &[0x42; 32]);
+    assert_eq!(
+        error_of(vault.attest(1, b"")),
+        "vault(hostile): attest: not offered by this plugin",
+        "a null function is an answer"
+    );
+    assert_eq!(error_of(vault.control("x", b"")), "vault(hostile): control: not offered by this plugin");
+}
+
+/// Libraries that are no plugin, or none for us: refused before anything of them is called.
+#[test]
+fn tables_that_are_refused() {
+    let bench = Bench::new();
+    for (defines, expected) in [
+        (&["TABLE_VERSION=2"][..], "it is made for interface version 2, this is version 1"),
+        (&["TABLE_KIND=2"], "it is a ledger plugin, not what is configured here"),
+        (&["TABLE_KIND=9"], "it is of unknown kind 9"),
+        (&["TABLE_SIZE=8"], "its table claims 8 bytes"),
+        (&["TABLE_SIZE=0xffffffff"], "its table claims 4294967295 bytes"),
+        (&["TABLE_SIZE=144"], "its table lacks health"),
+        (&["FAULT_NO_COMMIT"], "its table lacks commit"),
+        (&["FAULT_NO_SYMBOL"], "it has no symbol mayfly_plugin_v1"),
+        (&["FAULT_NULL_TABLE"], "mayfly_plugin_v1 gave no table"),
+        (&["FAULT_ODD_TABLE"], "mayfly_plugin_v1 gave no table"),
+        (&["TABLE_FLAGS=6"], "its flags 0x6 are unknown"),
+        (&["TABLE_FLAGS=1"], "it needs the network, which its configuration does not allow"),
+        (&["TABLE_NAME=\"UPPER\""], "its name is not made of a-z, 0-9 and -"),
+        (&["TABLE_NAME=\"\""], "its name is not made of a-z, 0-9 and -"),
+        (&["TABLE_NAME_LEN=100000"], "its name or version is missing or longer than 32 bytes"),
+    ] {
+        let library = bench.build(defines);
+        let text = error_of(bench.start(&library, "honest"));
+        assert!(text.contains("is not usable: ") && text.contains(expected), "{defines:?}: {text}");
+    }
+    let library = bench.build(&["TABLE_FLAGS=1"]);
+    let config = HostConfig { network: Network::Allowed, ..bench.config(&library, "honest") };
+    VaultPlugin::start(&config).unwrap();
+
+    let no_library = bench.dir.path().join("text.so");
+    std::fs::write(&no_library, "not a library").unwrap();
+    let text = error_of(bench.start(&no_library, "honest"));
+    assert!(text.starts_with("vault(text): ") && text.contains("it cannot be loaded"), "{text}");
+}
+
+#[test]
+fn plugins_that_do_not_start() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    for (mode, expected) in [
+        ("refuses to open", "vault(hostile): start: wrong pass phrase  [31m\u{fffd}"),
+        ("hangs in open", "vault(hostile): start timed out after 0.6 s"),
+        ("crashes in open", "vault(hostile): the plugin ended during start (signal 11)"),
+        ("opens without a handle", "vault(hostile): start: bad answer: it opened without a handle"),
+    ] {
+        assert_eq!(error_of(bench.start(&library, mode)), expected, "{mode}");
+    }
+    let hangs = bench.build(&["FAULT_HANG"]);
+    let config = HostConfig { call_timeout: IMPATIENT, ..bench.config(&hangs, "honest") };
+    assert!(error_of(VaultPlugin::start(&config)).ends_with("start timed out after 0.6 s"));
+    let crashes = bench.build(&["FAULT_CONSTRUCTOR"]);
+    assert!(error_of(bench.start(&crashes, "honest")).ends_with("the plugin ended during start (signal 11)"));
+}
+
+/// One bad `open_key`; afterwards the facade is well and another call is served by a new process.
+#[test]
+fn bad_calls() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    for (mode, expected) in [
+        ("hangs", "open_key timed out after 0.6 s"),
+        ("stops itself", "open_key timed out after 0.6 s"),
+        ("crashes", "the plugin ended during open_key (signal 11)"),
+        ("aborts", "the plugin ended during open_key (signal 6)"),
+        ("exits", "the plugin ended during open_key (exit status 0)"),
+        ("eats the stack", "the plugin ended during open_key (signal 11)"),
+        ("writes far beyond the key", "the plugin ended during open_key (signal 11)"),
+        ("writes nothing", "open_key: bad answer: a key that is all zero"),
+        ("gives an unknown status", "open_key: bad answer: unknown status 4711"),
+        ("gives a negative status", "open_key: bad answer: unknown status -2"),
+        ("claims a long message", "open_key: bad answer: a message of 1025 bytes in a buffer of 1024"),
+        ("claims a message without end", "open_key: bad answer: a message of 18446744073709551615 bytes"),
+        ("gives no reason", "open_key: Io, no reason given"),
+        ("writes garbage to the socket", "open_key: bad answer: a field is missing"),
+        ("writes a giant frame", "open_key: bad answer: an answer of 1073741824 bytes"),
+        ("closes all descriptors", "the plugin ended during open_key"),
+        ("makes a process", "open_key: fork refused"),
+        ("runs a program", "open_key: exec refused"),
+        ("kills the agent", "open_key: kill refused"),
+        ("opens a network socket", "open_key: socket refused"),
+    ] {
+        let vault = bench.start(&library, mode).unwrap_or_else(|error| panic!("{mode}: {error}"));
+        let started = Instant::now();
+        let text = error_of(vault.open_key(1, Tier::Boot));
+        assert!(text.starts_with("vault(hostile): ") && text.contains(expected), "{mode}: {text}");
+        assert!(started.elapsed() < PATIENT / 2, "{mode}: took {:?}", started.elapsed());
+        assert_eq!(vault.generation().unwrap().current, 0, "{mode}: the next call works");
+    }
+    // what smashing its stack does to a plugin is up to the compiler; what it does to us is not
+    let vault = bench.start(&library, "smashes the stack").unwrap();
+    let _ = vault.open_key(1, Tier::Boot);
+    assert_eq!(vault.generation().unwrap().current, 0);
+    // allowed: many vaults are reached over a unix socket
+    bench.start(&library, "opens a unix socket").unwrap().open_key(1, Tier::Boot).unwrap();
+}
+
+#[test]
+fn lies_in_other_calls() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let start = |mode| bench.start(&library, mode).unwrap();
+    type Call = fn(&VaultPlugin) -> String;
+    let identity: Call = |vault| error_of(vault.identity_public(Some(Alg::Ed25519), true));
+    let cases: [(&str, Call, &str); 12] = [
+        ("claims a long key", identity, "it claims 1099511627776 bytes in a buffer of 33"),
+        ("claims one byte too many", identity, "it claims 34 bytes in a buffer of 33"),
+        ("gives a short key", identity, "an identity key of 31 bytes"),
+        ("names an unknown algorithm", identity, "identity algorithm 77"),
+        ("names the other algorithm", identity, "an identity of another algorithm than asked for"),
+        ("is half software", |vault| error_of(vault.describe()), "software_only is 2"),
+        ("offers nothing", |vault| error_of(vault.describe()), "it offers no identity algorithm or no tier"),
+        ("stages far ahead", |vault| error_of(vault.generation()), "generation 5 staged over 0"),
+        ("has an odd health", |vault| error_of(vault.health()), "health state 99"),
+        ("has no random bytes", |vault| error_of(vault.random(&mut [0; 32])), "random bytes that are all zero"),
+        ("honest", |vault| error_of(vault.identity_sign(b"message")), "a signature that does not verify"),
+        (
+            "goes back a generation",
+            |vault| {
+                assert_eq!(vault.generation().unwrap().current, 10);
+                error_of(vault.generation())
+            },
+            "generation 9, but 10 was there before",
+        ),
+    ];
+    for (mode, call, expected) in cases {
+        let text = call(&start(mode));
+        assert!(text.contains(&format!("bad answer: {expected}")), "{mode}: {text}");
+    }
+    let vault = start("changes its identity");
+    vault.identity_public(None, true).unwrap();
+    assert!(error_of(vault.identity_public(None, true)).contains("the identity key is another one than before"));
+    assert_eq!(start("has odd texts").describe().unwrap().security_note.chars().next(), Some('\u{fffd}'));
+}
+
+#[test]
+fn a_plugin_that_hung_once_works_again() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let vault = bench.start(&library, "hangs once").unwrap();
+    assert!(matches!(vault.open_key(1, Tier::Boot), Err(PluginError::TimedOut { .. })));
+    assert_eq!(vault.open_key(1, Tier::Boot).unwrap().expose(), &[0x42; 32]);
+}
+
+#[test]
+fn a_plugin_that_always_fails_is_tried_less_and_less() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let vault = bench.start(&library, "crashes").unwrap();
+    let started = Instant::now();
+    let (mut tried, mut held_back) = (0, 0);
+    while started.elapsed() < Duration::from_secs(2) {
+        match vault.open_key(1, Tier::Boot) {
+            Err(PluginError::Ended { .. }) => tried += 1,
+            Err(PluginError::Restarting { wait, .. }) => {
+                assert!(wait <= Duration::from_secs(10));
+                held_back += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    }
+    assert!((3..=7).contains(&tried), "tried {tried} times in 2 s");
+    assert!(held_back > 10, "held back {held_back} times");
+}
+
+#[test]
+fn a_thread_that_scribbles_on_the_socket_is_found_out() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let vault = bench.start(&library, "leaves a thread behind").unwrap();
+    let mut bad = 0;
+    for _ in 0..20 {
+        match vault.open_key(1, Tier::Boot) {
+            Ok(key) => assert_eq!(key.expose(), &[0x42; 32]),
+            Err(PluginError::BadAnswer { .. } | PluginError::Ended { .. }) => bad += 1,
+            Err(PluginError::Restarting { wait, .. }) => std::thread::sleep(wait),
+            Err(error) => panic!("{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(bad > 0, "garbage on the socket was never noticed");
+}
+
+#[test]
+fn no_host_outlives_its_facade() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    for mode in ["honest", "hangs in close", "leaves a thread behind"] {
+        let vault = bench.start(&library, mode).unwrap();
+        let pid = vault.host_pid().unwrap();
+        assert!(Path::new(&format!("/proc/{pid}")).exists());
+        drop(vault);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{mode}: host {pid} is still there");
+    }
+}
+
+/// Nothing of the agent's environment, and none of its descriptors, is in the host.
+#[test]
+fn a_host_starts_with_nothing() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    // a descriptor without close-on-exec, as a C library may leave one
+    let leaked = std::fs::File::open("/dev/null").unwrap();
+    rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).unwrap();
+    let config = HostConfig { env: vec![("SOFTHSM2_CONF".into(), "/x".into())], ..bench.config(&library, "honest") };
+    let vault = VaultPlugin::start(&config).unwrap();
+    let proc = PathBuf::from(format!("/proc/{}", vault.host_pid().unwrap()));
+    if let Ok(environment) = std::fs::read(proc.join("environ")) {
+        assert_eq!(String::from_utf8_lossy(&environment), "SOFTHSM2_CONF=/x\0");
+        let open: Vec<_> = std::fs::read_dir(proc.join("fd"))
+            .unwrap()
+            .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().to_string_lossy().into_owned())
+            .filter(|target| target != "/dev/null")
+            .collect();
+        assert!(open.iter().filter(|target| target.starts_with("socket:")).count() == 2, "{open:?}");
+        assert!(!open.iter().any(|target| target.contains(".so") || target.contains("secret")), "{open:?}");
+    }
+    let status = std::fs::read_to_string(proc.join("status")).unwrap();
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
+    for name in ["LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "MALLOC_PERTURB_"] {
+        let config = HostConfig { env: vec![(name.into(), "x".into())], ..bench.config(&library, "honest") };
+        assert!(error_of(VaultPlugin::start(&config)).ends_with(&format!("{name} may not be set for a plugin")));
+    }
+}
+
+#[test]
+fn a_pin_is_kept() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let mut file = std::fs::File::open(&library).unwrap();
+    let hash = mayfly_plugin_api::sha256_of(&mut file).unwrap();
+    let mut config = HostConfig { pin: Some(hash), ..bench.config(&library, "honest") };
+    VaultPlugin::start(&config).unwrap();
+    let mut bytes = std::fs::read(&library).unwrap();
+    bytes.push(0);
+    std::fs::write(&library, bytes).unwrap();
+    let text = error_of(VaultPlugin::start(&config));
+    assert!(text.starts_with("vault(hostile): ") && text.contains("pinned is"), "{text}");
+    config.pin = None;
+    VaultPlugin::start(&config).unwrap();
+}
+
+#[test]
+fn a_data_folder_that_is_open_to_others_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let config = bench.config(&library, "honest");
+    std::fs::create_dir_all(&config.data_dir).unwrap();
+    std::fs::set_permissions(&config.data_dir, std::fs::Permissions::from_mode(0o750)).unwrap();
+    assert!(error_of(VaultPlugin::start(&config)).contains("is open to others; run `chmod 700` on it"));
+    std::fs::set_permissions(&config.data_dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    VaultPlugin::start(&config).unwrap();
+}
