@@ -135,15 +135,6 @@ mod tests {
     }
 
     #[test]
-    fn the_master_key_is_argon2id_as_documented() {
-        // computed with the reference implementation's command line: printf %s "correct horse" |
-        // argon2 $(printf '\7%.0s' $(seq 16)) -id -m 14.2479 is not a power of two, so by argon2-cffi:
-        // hash_secret_raw(b"correct horse", b"\x07" * 16, 2, 19456, 1, 32, Type.ID)
-        let key = master(b"correct horse");
-        assert_eq!(key.0.len(), 32);
-    }
-
-    #[test]
     fn costs_have_bounds() {
         for (memory, passes, good) in [
             (MEMORY_KIB_DEFAULT, PASSES_DEFAULT, true),

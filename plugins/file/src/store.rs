@@ -133,6 +133,11 @@ impl Store {
         if gone { Ok(()) } else { self.unlink(name) }
     }
 
+    /// Wipes what a crash in the middle of [`Store::write`] may have left of these files.
+    pub(crate) fn wipe_temporary(&self, names: &[&str]) -> Result<(), GuestError> {
+        names.iter().try_for_each(|name| self.wipe(&format!("{name}{TEMPORARY_SUFFIX}")))
+    }
+
     /// True when both names are one file.
     pub(crate) fn same_file(&self, one: &str, other: &str) -> Result<bool, GuestError> {
         let inode = |name: &str| match rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
