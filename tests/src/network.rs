@@ -93,6 +93,13 @@ impl Network {
         self.mayfly(&["dev", word, "--dir", &dir, name]).ok();
     }
 
+    /// Starts a process again without waiting until it works.
+    #[track_caller]
+    pub fn dev_start_only(&self, name: &str) {
+        let dir = self.dir().display().to_string();
+        self.mayfly(&["dev", "start", "--no-wait", "--dir", &dir, name]).ok();
+    }
+
     /// Processes by name: (name, pid), those that run.
     #[track_caller]
     pub fn processes(&self) -> Vec<(String, u32)> {

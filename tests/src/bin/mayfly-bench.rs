@@ -30,7 +30,8 @@ fn main() -> Result<()> {
     let key = find(&session, label)?;
     let round = Duration::from_secs_f64(seconds / f64::from(ROUNDS));
     run(&session, key, Stop::After(WARM_UP))?;
-    let mut rounds = (0..ROUNDS).map(|_| run(&session, key, Stop::At(Instant::now() + round))).collect::<Result<Vec<_>>>()?;
+    let mut rounds =
+        (0..ROUNDS).map(|_| run(&session, key, Stop::At(Instant::now() + round))).collect::<Result<Vec<_>>>()?;
     rounds.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
     let best = rounds.last().context("there is a round")?;
     println!("per_second={:.0}\np50_us={:.1}\np99_us={:.1}", best.per_second, best.p50_us, best.p99_us);
