@@ -3,8 +3,10 @@
 //! | Module | Is |
 //! |---|---|
 //! | [`config`] | the agent's configuration file |
+//! | [`join_token`] | what `mayfly invite` prints and `mayfly join` takes |
 //! | [`node`] | the agent towards ledger, vault and other agents: membership, freshness, shards, keys |
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod join_token;
 pub mod node;
