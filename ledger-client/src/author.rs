@@ -92,12 +92,27 @@ impl Author {
     /// # Errors
     /// [`PostError`]. A refused record took no number.
     pub fn post(&self, record: &Record, also: &[&dyn EntrySigner], timeout: Duration) -> Result<u64, PostError> {
+        let signers: Vec<&dyn EntrySigner> = std::iter::once(&*self.signer).chain(also.iter().copied()).collect();
+        self.post_signed_by(&signers, record, timeout)
+    }
+
+    /// As [`Author::post`], with exactly these signers: a device's delegation and its joining are signed by the identity key, its other
+    /// records by the session key, all in one chain.
+    ///
+    /// # Errors
+    /// [`PostError`].
+    pub fn post_signed_by(
+        &self,
+        signers: &[&dyn EntrySigner],
+        record: &Record,
+        timeout: Duration,
+    ) -> Result<u64, PostError> {
         let deadline = Instant::now() + timeout;
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         self.clear_outbox(&mut tail, deadline)?;
         // The number comes from the ledger as it is now, not as it was when the device was switched off.
         self.replica.wait_caught_up(left(deadline)).map_err(|_| self.replica.unavailable())?;
-        let entry = self.sign(record, also, &tail)?;
+        let entry = self.sign(record, signers, &tail)?;
         let bytes = entry.encode();
         Entry::decode(&bytes).map_err(PostError::TooLarge)?;
         self.save(&bytes)?;
@@ -114,7 +129,7 @@ impl Author {
         self.clear_outbox(&mut tail, Instant::now() + timeout)
     }
 
-    fn sign(&self, record: &Record, also: &[&dyn EntrySigner], tail: &(u64, EntryId)) -> Result<Entry, PostError> {
+    fn sign(&self, record: &Record, signers: &[&dyn EntrySigner], tail: &(u64, EntryId)) -> Result<Entry, PostError> {
         let tip = self.replica.tip();
         let on_ledger = tip.author_next(&self.id);
         let (author_seq, author_prev) = if tail.0 >= on_ledger.0 { (tail.0 + 1, tail.1) } else { on_ledger };
@@ -129,8 +144,7 @@ impl Author {
             payload: record.encode(),
             signatures: Vec::new(),
         };
-        entry.sign_with(&self.signer.key(), |message| self.signer.sign(message))?;
-        for signer in also {
+        for signer in signers {
             entry.sign_with(&signer.key(), |message| signer.sign(message))?;
         }
         Ok(entry)

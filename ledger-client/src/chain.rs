@@ -62,6 +62,37 @@ pub enum Advance {
     Conflict(Head),
 }
 
+/// Entries that may follow the tip. See [`Chain::draft`].
+#[derive(Debug)]
+pub struct Draft {
+    network: NetworkId,
+    tip: State,
+    effective: Arc<State>,
+}
+
+impl Draft {
+    /// Judges an entry and appends it; on refusal the draft stays as it was.
+    ///
+    /// # Errors
+    /// [`ChainError::Refused`], [`ChainError::OtherNetwork`] (the draft is of no use then).
+    pub fn append(&mut self, time_ms: u64, entry: &[u8]) -> Result<(), ChainError> {
+        let index = self.tip.size();
+        self.tip.apply(time_ms, entry).map_err(|refusal| ChainError::Refused { index, refusal })?;
+        if self.tip.network != self.network {
+            return Err(ChainError::OtherNetwork(self.tip.network));
+        }
+        if self.effective.size() == index && self.effective.witnesses().is_empty() {
+            self.effective = Arc::new(self.tip.clone());
+        }
+        Ok(())
+    }
+
+    /// The state after the entries so far.
+    pub fn tip(&self) -> &State {
+        &self.tip
+    }
+}
+
 impl Chain {
     /// An empty chain of this network.
     pub fn new(network: NetworkId) -> Chain {
@@ -78,7 +109,12 @@ impl Chain {
         if bundle.first != expected {
             return Err(ChainError::Gap { expected, got: bundle.first });
         }
-        self.append(bundle.time_ms, bundle.entries.iter().map(|e| e.as_slice()))
+        let mut draft = self.draft();
+        for entry in &bundle.entries {
+            draft.append(bundle.time_ms, entry)?;
+        }
+        self.install(draft);
+        Ok(())
     }
 
     /// Appends one entry: for replay from disk, where the borders of bundles are not known.
@@ -86,7 +122,28 @@ impl Chain {
     /// # Errors
     /// [`ChainError`].
     pub fn push(&mut self, time_ms: u64, entry: &[u8]) -> Result<(), ChainError> {
-        self.append(time_ms, std::iter::once(entry))
+        let mut draft = self.draft();
+        draft.append(time_ms, entry)?;
+        self.install(draft);
+        Ok(())
+    }
+
+    /// A copy to judge entries on, before it is known whether they will be stored.
+    pub fn draft(&self) -> Draft {
+        Draft { network: self.network, tip: State::clone(&self.tip), effective: self.effective.clone() }
+    }
+
+    /// Takes over a draft of this chain.
+    ///
+    /// # Panics
+    /// When the draft is of an older tip: a programming error, for drafts never leave their maker.
+    pub fn install(&mut self, draft: Draft) {
+        assert!(draft.tip.size() >= self.tip.size(), "a draft is installed before the next one is made");
+        self.tip = Arc::new(draft.tip);
+        if draft.effective.size() > self.effective.size() {
+            self.effective = draft.effective;
+        }
+        self.mark();
     }
 
     /// Takes a head that witnesses signed.
@@ -131,25 +188,6 @@ impl Chain {
             Some((head, _)) => Some(head),
             None => self.at(size).map(|s| s.head()),
         }
-    }
-
-    fn append<'e>(&mut self, time_ms: u64, entries: impl Iterator<Item = &'e [u8]>) -> Result<(), ChainError> {
-        let mut tip = State::clone(&self.tip);
-        let mut effective = self.effective.clone();
-        for entry in entries {
-            let index = tip.size();
-            tip.apply(time_ms, entry).map_err(|refusal| ChainError::Refused { index, refusal })?;
-            if tip.network != self.network {
-                return Err(ChainError::OtherNetwork(tip.network));
-            }
-            if effective.size() == index && effective.witnesses().is_empty() {
-                effective = Arc::new(tip.clone());
-            }
-        }
-        self.tip = Arc::new(tip);
-        self.effective = effective;
-        self.mark();
-        Ok(())
     }
 
     /// Keeps the state at the tip.

@@ -26,9 +26,10 @@ mod witness;
 mod worker;
 
 pub use author::{Author, EntrySigner, PostError};
-pub use chain::{Advance, Chain, ChainError};
+pub use chain::{Advance, Chain, ChainError, Draft};
 pub use network::{GatewayAddress, NetworkFile, NetworkFileError};
 pub use replica::{
     Alarm, Change, HelloSigner, OpenError, Replica, ReplicaConfig, ReplicaStatus, SignerError, SubmitError, Timeout,
 };
+pub use store::StoreError;
 pub use witness::Cosigner;

@@ -451,6 +451,16 @@ impl Client {
         client.check(state, now_ms).map(|()| client)
     }
 
+    /// Who this is now: whoever joined with an invitation is that device from then on.
+    pub fn now(self, state: &State) -> Client {
+        match self {
+            Client::Invited(id) => {
+                state.invites.get(&id).and_then(|invite| invite.used_by).map_or(self, Client::Device)
+            }
+            other => other,
+        }
+    }
+
     /// Whether the client is still served: asked again whenever the ledger changes.
     pub fn check(&self, state: &State, now_ms: u64) -> Result<(), NotServed> {
         match self {

@@ -1,0 +1,237 @@
+//! What there is to send: the newest bundles in one shared ring, the witnessed and the proposed head. Each client has a cursor, no queue.
+
+use crate::key::GatewayKey;
+use crate::ladder::Ladder;
+use mayfly_crypto::merkle::Frontier;
+use mayfly_protocol::sync::{Bundle, FromGateway, WitnessedHead};
+use mayfly_protocol::{Head, NetworkId, State};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::Bytes;
+
+/// A shared bookmark serves all idle clients for so many milliseconds.
+const BOOKMARK_MS: u64 = 1000;
+
+/// What is sent to everybody.
+pub struct Feed {
+    network: NetworkId,
+    key: Arc<GatewayKey>,
+    ring_bytes_max: usize,
+    inner: RwLock<Inner>,
+    bookmark: Mutex<Option<(Head, u64, Bytes)>>,
+    /// Changes with every change here.
+    wake: watch::Sender<u64>,
+}
+
+struct Inner {
+    /// The newest bundles without a gap up to the tip; may be empty.
+    ring: VecDeque<Framed>,
+    ring_bytes: usize,
+    tip: Arc<State>,
+    ladder: Ladder,
+    /// Witnessed heads by which the witnesses changed, ascending: whoever starts from nothing needs each of them.
+    links: Vec<Signed>,
+    witnessed: Option<Signed>,
+    proposed: Option<Signed>,
+}
+
+struct Framed {
+    first: u64,
+    end: u64,
+    frame: Bytes,
+}
+
+#[derive(Clone)]
+struct Signed {
+    size: u64,
+    frame: Bytes,
+}
+
+/// Where a client is.
+#[derive(Debug, Clone, Copy)]
+pub struct Cursor {
+    /// Entries that it has.
+    pub size: u64,
+    link: usize,
+    witnessed: u64,
+    proposed: u64,
+}
+
+/// What a client gets next.
+#[derive(Debug)]
+pub enum Next {
+    /// This frame.
+    Frame(Bytes),
+    /// A bundle that is not in the ring any more: to be read from the store, then [`Cursor::size`] moves on.
+    Stored,
+    /// Nothing; it has everything.
+    Nothing,
+}
+
+impl Feed {
+    /// A feed of this state of things.
+    pub fn new(
+        network: NetworkId,
+        key: Arc<GatewayKey>,
+        ring_bytes_max: usize,
+        tip: Arc<State>,
+        ladder: Ladder,
+        links: &[(u64, WitnessedHead)],
+        witnessed: Option<&(u64, WitnessedHead)>,
+    ) -> Feed {
+        let signed = |(size, head): &(u64, WitnessedHead)| Signed { size: *size, frame: witnessed_frame(head) };
+        let inner = Inner {
+            ring: VecDeque::new(),
+            ring_bytes: 0,
+            tip,
+            ladder,
+            links: links.iter().map(signed).collect(),
+            witnessed: witnessed.map(signed),
+            proposed: None,
+        };
+        let (wake, _) = watch::channel(0);
+        Feed { network, key, ring_bytes_max, inner: RwLock::new(inner), bookmark: Mutex::default(), wake }
+    }
+
+    /// A bundle is in the store; `tip` is the state after it.
+    pub fn push_bundle(&self, bundle: &Bundle, frame: Vec<u8>, tip: Arc<State>) {
+        let mut inner = self.write();
+        inner.ladder.extend(bundle);
+        inner.ring_bytes += frame.len();
+        inner.ring.push_back(Framed { first: bundle.first, end: bundle.end(), frame: frame.into() });
+        while inner.ring_bytes > self.ring_bytes_max {
+            let Some(oldest) = inner.ring.pop_front() else { break };
+            inner.ring_bytes -= oldest.frame.len();
+        }
+        inner.tip = tip;
+        drop(inner);
+        self.wake();
+    }
+
+    /// A head to be cosigned.
+    pub fn propose(&self, size: u64, note: Vec<u8>) {
+        let frame = FromGateway::Proposed { note }.encode().into();
+        self.write().proposed = Some(Signed { size, frame });
+        self.wake();
+    }
+
+    /// A head is witnessed; `is_link`: the witnesses changed by it.
+    pub fn witnessed(&self, size: u64, head: &WitnessedHead, is_link: bool) {
+        let signed = Signed { size, frame: witnessed_frame(head) };
+        let mut inner = self.write();
+        if is_link {
+            inner.links.push(signed.clone());
+        }
+        inner.witnessed = Some(signed);
+        drop(inner);
+        self.wake();
+    }
+
+    /// The state at the tip.
+    pub fn tip(&self) -> Arc<State> {
+        self.read().tip.clone()
+    }
+
+    /// Tells of changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.wake.subscribe()
+    }
+
+    /// The cursor of a client that has `size` entries and knows that the first `witnessed` of them are witnessed.
+    pub fn cursor(&self, size: u64, witnessed: u64) -> Cursor {
+        let link = self.read().links.partition_point(|l| l.size <= witnessed);
+        Cursor { size, link, witnessed, proposed: 0 }
+    }
+
+    /// What the client at `cursor` gets next; the cursor moves on. Heads come before bundles: they are what others wait for.
+    pub fn next(&self, cursor: &mut Cursor) -> Next {
+        let inner = self.read();
+        if let Some(link) = inner.links.get(cursor.link).filter(|l| l.size <= cursor.size) {
+            cursor.link += 1;
+            cursor.witnessed = cursor.witnessed.max(link.size);
+            return Next::Frame(link.frame.clone());
+        }
+        let newest = inner.witnessed.as_ref();
+        if let Some(head) = newest.filter(|h| h.size <= cursor.size && h.size > cursor.witnessed) {
+            cursor.witnessed = head.size;
+            return Next::Frame(head.frame.clone());
+        }
+        let proposed = inner.proposed.as_ref();
+        if let Some(head) = proposed.filter(|h| h.size <= cursor.size && h.size > cursor.proposed.max(cursor.witnessed))
+        {
+            cursor.proposed = head.size;
+            return Next::Frame(head.frame.clone());
+        }
+        if cursor.size >= inner.tip.size() {
+            return Next::Nothing;
+        }
+        let at = inner.ring.partition_point(|b| b.end <= cursor.size);
+        match inner.ring.get(at) {
+            Some(bundle) if bundle.first <= cursor.size => {
+                let frame = cut(&bundle.frame, bundle.first, cursor.size);
+                cursor.size = bundle.end;
+                Next::Frame(frame)
+            }
+            _ => Next::Stored,
+        }
+    }
+
+    /// A bookmark at exactly `size` entries; `None` when the ledger has moved on.
+    pub fn bookmark(&self, size: u64, now_ms: u64) -> Option<Bytes> {
+        let head = self.tip().head();
+        if head.size != size {
+            return None;
+        }
+        let mut shared = self.bookmark.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, _, frame)) =
+            shared.as_ref().filter(|(h, at, _)| *h == head && now_ms.abs_diff(*at) < BOOKMARK_MS)
+        {
+            return Some(frame.clone());
+        }
+        let note = self.key.bookmark(&self.network, &head, now_ms).encode().into_bytes();
+        let frame = Bytes::from(FromGateway::Bookmark { note }.encode());
+        *shared = Some((head, now_ms, frame.clone()));
+        Some(frame)
+    }
+
+    /// The head at `size` if it is a recent one; else the rung of the ladder below it. `None` above the tip.
+    pub fn root_at(&self, size: u64) -> Option<Result<Head, Frontier>> {
+        let inner = self.read();
+        match inner.tip.recent_head(size) {
+            Some((head, _)) => Some(Ok(head)),
+            None => inner.ladder.below(size).map(Err),
+        }
+    }
+
+    fn wake(&self) {
+        self.wake.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The part of a bundle's frame from entry `from` on: a resume token may point into a bundle.
+pub fn cut(frame: &Bytes, first: u64, from: u64) -> Bytes {
+    if from <= first {
+        return frame.clone();
+    }
+    match FromGateway::decode(frame) {
+        Ok(Some(FromGateway::Bundle(bundle))) => {
+            let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
+            let entries = bundle.entries.into_iter().skip(skip).collect();
+            FromGateway::Bundle(Bundle { first: from, time_ms: bundle.time_ms, entries }).encode().into()
+        }
+        _ => frame.clone(), // our own frames decode; the client would refuse what does not
+    }
+}
+
+fn witnessed_frame(head: &WitnessedHead) -> Bytes {
+    FromGateway::Witnessed(head.clone()).encode().into()
+}
