@@ -6,7 +6,7 @@
 
 use crate::config::Config;
 use crate::{row, tables};
-use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_plugin_abi::{BUNDLE_BYTES_MAX, GuestError, Status};
 use redb::{Database, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
@@ -14,11 +14,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const FILE: &str = "ledger.redb";
 const FILE_NEW: &str = "ledger.redb.new";
 const LOCK: &str = "lock";
+/// Room that every ordinary write must find above the reserve, whatever its size: the largest bundle, so that `health`
+/// and the refusal say the same.
+const ROOM_BYTES: u64 = BUNDLE_BYTES_MAX as u64;
+/// How long a failed write is told by `health`.
+const TROUBLE_TIME: Duration = Duration::from_secs(5);
 
 /// How much room a write must leave.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,11 +41,13 @@ pub(crate) struct Store {
     folder: PathBuf,
     config: Config,
     database: Option<Database>,
-    /// Why the last write failed; empty after one that went well.
-    pub(crate) trouble: String,
+    /// Why a write failed, and when.
+    trouble: Option<(String, Instant)>,
     /// Duration of the last durable commit.
     pub(crate) sync_micros: u64,
     _lock: OwnedFd,
+    #[cfg(test)]
+    pub(crate) faults: faults::Faults,
 }
 
 impl Store {
@@ -51,9 +58,11 @@ impl Store {
             folder: folder.to_owned(),
             config,
             database: None,
-            trouble: String::new(),
+            trouble: None,
             sync_micros: 0,
             _lock: lock,
+            #[cfg(test)]
+            faults: faults::Faults::default(),
         };
         if !store.path().exists() {
             store.make()?;
@@ -96,9 +105,8 @@ impl Store {
             if let Ok(0) = std::fs::metadata(&path).map(|found| found.len()) {
                 return Err(self.damaged("it is empty"));
             }
-            let cache = self.config.cache_bytes();
             // redb may panic on a file whose pages contradict each other
-            let opened = catch_unwind(move || Database::builder().set_cache_size(cache).open(path));
+            let opened = catch_unwind(AssertUnwindSafe(|| self.open_file(&path)));
             match opened {
                 Ok(Ok(database)) => self.database = Some(database),
                 Ok(Err(error)) => return Err(self.failure(&error.into())),
@@ -106,6 +114,15 @@ impl Store {
             }
         }
         self.database.as_ref().ok_or_else(|| GuestError::new(Status::Internal, "no database"))
+    }
+
+    fn open_file(&self, path: &Path) -> Result<Database, redb::DatabaseError> {
+        let mut builder = Database::builder();
+        builder.set_cache_size(self.config.cache_bytes());
+        #[cfg(test)]
+        return builder.create_with_backend(faults::Faulty::open(path, &self.faults)?);
+        #[cfg(not(test))]
+        builder.open(path)
     }
 
     /// Reads in one transaction.
@@ -126,10 +143,9 @@ impl Store {
     pub(crate) fn write<T>(
         &mut self,
         need: Need,
-        bytes: usize,
         body: impl FnOnce(&WriteTransaction) -> Result<T, Fault>,
     ) -> Result<T, GuestError> {
-        self.admit(need, bytes)?;
+        self.admit(need)?;
         let started = Instant::now();
         let database = self.database()?;
         let result = catch_unwind(AssertUnwindSafe(|| {
@@ -145,7 +161,7 @@ impl Store {
         match result {
             Ok(value) => {
                 self.sync_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.trouble.clear();
+                self.trouble = None;
                 Ok(value)
             }
             Err(fault) => Err(self.translate(fault)),
@@ -153,23 +169,29 @@ impl Store {
     }
 
     /// Refuses a write that would leave less room than the reserve: nothing is lost by waiting, much by a full disk.
-    fn admit(&mut self, need: Need, bytes: usize) -> Result<(), GuestError> {
-        let reserve = match need {
-            Need::Ordinary => self.config.reserve_bytes(),
-            Need::Small => self.config.reserve_bytes() / 4,
-            Need::Frees => return Ok(()),
-        };
-        let free = self.free_bytes().map_err(|error| io_error(&self.folder, &error))?;
-        if free >= reserve.saturating_add(bytes as u64) {
-            return Ok(());
+    fn admit(&self, need: Need) -> Result<(), GuestError> {
+        match self.lack(need).map_err(|error| io_error(&self.folder, &error))? {
+            None => Ok(()),
+            Some(text) => Err(GuestError::new(Status::ReadOnly, text)),
         }
-        self.trouble = format!(
-            "the disk under {} is nearly full: {} MiB free, {} MiB are kept free; make room, writing goes on by itself",
-            self.folder.display(),
-            free >> 20,
-            reserve >> 20
-        );
-        Err(GuestError::new(Status::ReadOnly, self.trouble.clone()))
+    }
+
+    /// Why there is no room for a write, if there is none.
+    pub(crate) fn lack(&self, need: Need) -> io::Result<Option<String>> {
+        let reserve = match need {
+            Need::Ordinary => self.config.reserve_bytes() + ROOM_BYTES,
+            Need::Small => self.config.reserve_bytes() / 4,
+            Need::Frees => 0,
+        };
+        let free = self.free_bytes()?;
+        Ok((free < reserve).then(|| {
+            format!(
+                "the disk under {} is nearly full: {} MiB free, {} MiB are kept free; make room, writing goes on by itself",
+                self.folder.display(),
+                free >> 20,
+                reserve >> 20
+            )
+        }))
     }
 
     /// Bytes that the file system has left.
@@ -183,15 +205,13 @@ impl Store {
         std::fs::metadata(self.path()).map_or(0, |found| found.len())
     }
 
-    /// Free bytes below which appends are refused.
-    pub(crate) fn reserve_bytes(&self) -> u64 {
-        self.config.reserve_bytes()
-    }
-
     fn translate(&mut self, fault: Fault) -> GuestError {
         match fault {
             Fault::Refused(error) => error,
-            Fault::Damaged(what) => self.damaged(&what),
+            Fault::Damaged(what) => {
+                self.close();
+                self.damaged(&what)
+            }
             Fault::Database(error) => self.broken(&error),
             Fault::Commit(error) => {
                 let error = self.broken(&error);
@@ -202,10 +222,21 @@ impl Store {
 
     /// After an error of redb: the database is opened anew by the next call.
     fn broken(&mut self, error: &redb::Error) -> GuestError {
-        self.database = None;
+        self.close();
         let failure = self.failure(error);
-        self.trouble.clone_from(&failure.message);
+        self.trouble = Some((failure.message.clone(), Instant::now()));
         failure
+    }
+
+    /// Why a write failed a moment ago. Who asks holds writes back meanwhile; then the next one is tried.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().filter(|(_, since)| since.elapsed() < TROUBLE_TIME).map(|(text, _)| text.as_str())
+    }
+
+    /// Closes the database. redb writes at this moment and may panic on a damaged file.
+    fn close(&mut self) {
+        let database = self.database.take();
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(database)));
     }
 
     fn failure(&self, error: &redb::Error) -> GuestError {
@@ -230,6 +261,12 @@ impl Store {
             self.path().display()
         );
         GuestError::new(Status::Corrupt, text)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -298,4 +335,122 @@ fn io_error(path: &Path, error: &io::Error) -> GuestError {
     let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let status = if full { Status::ReadOnly } else { Status::Io };
     GuestError::new(status, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+pub(crate) mod faults {
+    //! A file whose changes fail on purpose: number N is lost, done half, or done but reported failed; the disk is full
+    //! from then on until it is healed.
+
+    use redb::backends::FileBackend;
+    use redb::{BackendError, DatabaseError, StorageBackend};
+    use std::io;
+    use std::ops::Bound;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::Mutex;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) enum When {
+        Before,
+        Half,
+        After,
+    }
+
+    #[derive(Default, Debug)]
+    struct Plan {
+        count: usize,
+        at: Option<(usize, When)>,
+    }
+
+    #[derive(Clone, Default, Debug)]
+    pub(crate) struct Faults(Arc<Mutex<Plan>>);
+
+    impl Faults {
+        /// From now on, change number `number` (from 0) fails, and all after it.
+        pub(crate) fn full_at(&self, number: usize, when: When) {
+            *self.0.lock().unwrap() = Plan { count: 0, at: Some((number, when)) };
+        }
+
+        /// The disk has room again. Gives the number of changes tried since `full_at`.
+        pub(crate) fn heal(&self) -> usize {
+            std::mem::take(&mut *self.0.lock().unwrap()).count
+        }
+
+        fn next(&self) -> Option<When> {
+            let mut plan = self.0.lock().unwrap();
+            let number = plan.count;
+            plan.count += 1;
+            match plan.at {
+                Some((at, when)) if number == at => Some(when),
+                Some((at, _)) if number > at => Some(When::Before),
+                _ => None,
+            }
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Faulty {
+        file: FileBackend,
+        faults: Faults,
+    }
+
+    impl Faulty {
+        pub(crate) fn open(path: &Path, faults: &Faults) -> Result<Faulty, DatabaseError> {
+            let file = std::fs::File::options().read(true).write(true).open(path)?;
+            Ok(Faulty { file: FileBackend::new(file)?, faults: faults.clone() })
+        }
+
+        fn change(
+            &self,
+            whole: impl FnOnce() -> io::Result<()>,
+            half: impl FnOnce() -> io::Result<()>,
+        ) -> io::Result<()> {
+            let full = || Err(io::Error::from(io::ErrorKind::StorageFull));
+            match self.faults.next() {
+                None => whole(),
+                Some(When::Before) => full(),
+                Some(When::Half) => half().and_then(|()| full()),
+                Some(When::After) => whole().and_then(|()| full()),
+            }
+        }
+    }
+
+    impl StorageBackend for Faulty {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.change(|| self.file.set_len(len), || Ok(()))
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.change(|| self.file.sync_data(), || Ok(()))
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.change(|| self.file.write(offset, data), || self.file.write(offset, &data[..data.len() / 2]))
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.file.close()
+        }
+
+        fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.file.try_lock_range(start, end)
+        }
+
+        fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.file.try_lock_shared_range(start, end)
+        }
+
+        fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+            self.file.unlock_range(start, end)
+        }
+    }
 }
