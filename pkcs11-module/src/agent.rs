@@ -165,6 +165,15 @@ impl Agent {
         }
     }
 
+    /// Comes to the agent as another application from now on: logged in to nothing.
+    pub fn start_over(&self) {
+        let mut identity = self.lock_identity();
+        identity.ticket.clear();
+        self.strangers.fetch_add(1, Ordering::AcqRel);
+        self.runs.fetch_add(1, Ordering::AcqRel);
+        self.lock_idle().clear();
+    }
+
     /// Closes what a child has inherited, without a word to the agent: those connections are its parent's.
     /// A pool that another thread had locked at the time of the fork is left as it is.
     pub fn abandon(&self) {
@@ -244,7 +253,7 @@ impl Agent {
         }
         identity.instance = Some(answer.instance);
         identity.ticket = answer.ticket.0.to_vec();
-        connection.set_answer_timeout(Some(ANSWER_WAIT)).map_err(|_| Away::Silent)?;
+        connection.set_timeout(Some(ANSWER_WAIT)).map_err(|_| Away::Silent)?;
         Ok(connection)
     }
 

@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cryptoki_sys::*;
@@ -22,15 +23,15 @@ use crate::sys::{self, ForkPointer};
 
 /// What belongs to one process. Never freed: a thread may be inside.
 struct Process {
+    /// Whose it is: tells forks apart where the kernel cannot wipe a page.
+    pid: u32,
     library: RwLock<Option<Arc<Library>>>,
 }
 
 /// The process's own state; null where this process (or child) has made none yet.
 static PROCESS: ForkPointer<Process> = ForkPointer::new();
 /// The state that was made last, which after fork is the parent's: what is to be abandoned.
-static LAST: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
-/// The process that made [`LAST`]: tells forks apart where the kernel cannot wipe a page.
-static LAST_PID: AtomicU32 = AtomicU32::new(0);
+static LAST: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 
 /// The module's state between C_Initialize and C_Finalize.
 pub struct Library {
@@ -50,8 +51,7 @@ pub struct Library {
 
 /// C_Initialize.
 pub fn initialize() -> Outcome {
-    let process = process()?;
-    let mut library = process.library.write().unwrap_or_else(PoisonError::into_inner);
+    let mut library = process().library.write().unwrap_or_else(PoisonError::into_inner);
     ensure(library.is_none(), CKR_CRYPTOKI_ALREADY_INITIALIZED)?;
     let environment = std::env::var_os("MAYFLY_SOCKET").filter(|_| !sys::is_privileged_by_file());
     let config = Config::load(environment.map(Into::into), Path::new(CLIENT_TOML));
@@ -61,7 +61,7 @@ pub fn initialize() -> Outcome {
 
 /// C_Finalize. Calls that are in flight finish with what they hold; the connections close after the last.
 pub fn finalize() -> Outcome {
-    let library = process()?.library.write().unwrap_or_else(PoisonError::into_inner).take();
+    let library = process().library.write().unwrap_or_else(PoisonError::into_inner).take();
     let library = library.ok_or(Rv(CKR_CRYPTOKI_NOT_INITIALIZED))?;
     library.is_finalized.store(true, Ordering::Release);
     Ok(())
@@ -69,44 +69,45 @@ pub fn finalize() -> Outcome {
 
 /// The state, for one call.
 pub fn library() -> Outcome<Arc<Library>> {
-    let library = process()?.library.read().unwrap_or_else(PoisonError::into_inner);
+    let library = process().library.read().unwrap_or_else(PoisonError::into_inner);
     library.clone().ok_or(Rv(CKR_CRYPTOKI_NOT_INITIALIZED))
 }
 
-fn process() -> Outcome<&'static Process> {
-    let found = match PROCESS.load() {
-        Some(found) => found,
-        // A kernel without wiped pages: ask for the process id each time.
-        None if LAST_PID.load(Ordering::Acquire) == std::process::id() => LAST.load(Ordering::Acquire),
-        None => std::ptr::null_mut(),
-    };
-    let process = if found.is_null() { new_process()? } else { found };
+fn process() -> &'static Process {
+    let found = PROCESS.load().unwrap_or_else(own_last);
+    let process = if found.is_null() { new_process() } else { found };
     // SAFETY: the pointer came from Box::into_raw below and is never freed.
-    Ok(unsafe { &*process })
+    unsafe { &*process }
 }
 
-fn new_process() -> Outcome<*mut Process> {
+/// For a kernel without wiped pages: what was made last, if this process made it.
+fn own_last() -> *mut Process {
+    let last = LAST.load(Ordering::Acquire);
+    // SAFETY: null, or made by Box::into_raw below and never freed.
+    let is_own = unsafe { last.as_ref() }.is_some_and(|process| process.pid == std::process::id());
+    if is_own { last } else { ptr::null_mut() }
+}
+
+fn new_process() -> *mut Process {
     let parent = LAST.load(Ordering::Acquire);
-    let made = Box::into_raw(Box::new(Process { library: RwLock::default() }));
-    let winner = match PROCESS.set_if_null(made) {
-        Some(winner) => winner,
-        // Without wiped pages two threads that come first together are told apart here.
-        None => LAST
-            .compare_exchange(parent, made, Ordering::AcqRel, Ordering::Acquire)
-            .map_or_else(|other| other, |_| made),
-    };
+    let made = Box::into_raw(Box::new(Process { pid: std::process::id(), library: RwLock::default() }));
+    let winner = PROCESS.set_if_null(made).unwrap_or_else(|| {
+        match LAST.compare_exchange(parent, made, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => made,
+            Err(other) => other,
+        }
+    });
     if winner != made {
         // SAFETY: `made` was not shared with anybody.
         drop(unsafe { Box::from_raw(made) });
-        return Ok(winner);
+        return winner;
     }
-    LAST_PID.store(std::process::id(), Ordering::Release);
     LAST.store(made, Ordering::Release);
-    if !parent.is_null() {
-        // SAFETY: as in `process`: once made, never freed. This is the child's copy of its parent's memory.
-        abandon(unsafe { &*parent });
+    // SAFETY: null, or once made and never freed. This is the child's copy of its parent's memory.
+    if let Some(parent) = unsafe { parent.as_ref() } {
+        abandon(parent);
     }
-    Ok(winner)
+    winner
 }
 
 /// Closes the parent's connections in the child without a word to the agent. State that another thread of

@@ -323,7 +323,8 @@ impl Library {
         ensure(self.who(session.slot) != Who::Nobody, CKR_USER_NOT_LOGGED_IN)?;
         self.set_who(session.slot, Who::Nobody);
         let request = Request::Logout(request::OfToken { token: session.slot });
-        self.ask(session.slot, Repeat::Harmless, &request, |answer| self.take_ticket(answer))
+        self.end_login(self.ask(session.slot, Repeat::Harmless, &request, |answer| self.take_ticket(answer)));
+        Ok(())
     }
 
     /// C_InitPIN.
@@ -359,8 +360,15 @@ impl Library {
         self.set_who(slot, Who::Nobody);
         if was_logged_in || is_known {
             let request = Request::CloseAllSessions(request::OfToken { token: slot });
-            // The sessions are over in any case; an agent that is away has nothing to forget.
-            let _ = self.ask(slot, Repeat::Harmless, &request, |answer| self.take_ticket(answer));
+            self.end_login(self.ask(slot, Repeat::Harmless, &request, |answer| self.take_ticket(answer)));
+        }
+    }
+
+    /// A login is over whether or not the agent has heard so; if it has not, the ticket with that login is
+    /// not to be used again.
+    fn end_login(&self, told: Outcome) {
+        if told.is_err() {
+            self.agent.start_over();
         }
     }
 

@@ -457,7 +457,7 @@ fn a_change_elsewhere_is_seen() {
     let scene = Scene::new();
     let (client, s) = (&scene.client, scene.session);
     let aes = scene.key("aes");
-    assert_eq!(client.attributes(s, aes, &[CKA_ID]).0, CKR_ATTRIBUTE_TYPE_INVALID);
+    assert_eq!(client.attributes(s, aes, &[CKA_ID]), (CKR_OK, vec![Some(vec![1])]));
     {
         let mut model = scene.agent.lock();
         model.version += 1;

@@ -72,8 +72,13 @@ impl Connection {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, timeout)?;
         set_socket_timeout(&socket, Timeout::Recv, timeout)?;
-        rustix::net::connect(&socket, &address)?;
-        Ok(Self::over(socket.into()))
+        loop {
+            match rustix::net::connect(&socket, &address) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(()) => return Ok(Self::over(socket.into())),
+            }
+        }
     }
 
     /// A client over a stream that is connected already.
@@ -90,8 +95,9 @@ impl Connection {
         }
     }
 
-    /// Bounds each later wait for an answer.
-    pub fn set_answer_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Bounds each later wait: for the agent to take a request, and for its answer.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        set_socket_timeout(&self.stream, Timeout::Send, timeout)?;
         Ok(set_socket_timeout(&self.stream, Timeout::Recv, timeout)?)
     }
 

@@ -18,6 +18,8 @@ use crate::rv::{Outcome, Rv, ensure, fail};
 const TEMPLATE_ATTRIBUTES_MAX: CK_ULONG = 256;
 /// Most bytes of a template's values: it has to go into one frame.
 const TEMPLATE_BYTES_MAX: usize = mayfly_wire::BODY_BYTES_MAX / 2;
+/// Longest input that is believed: longer ones are mistakes (a length of -1), and larger than any memory.
+const INPUT_BYTES_MAX: CK_ULONG = 1 << 40;
 /// Templates in templates (CKA_WRAP_TEMPLATE) go this deep.
 const TEMPLATE_DEPTH_MAX: u8 = 2;
 
@@ -29,7 +31,7 @@ pub unsafe fn input<'a>(data: *const u8, length: CK_ULONG) -> Outcome<&'a [u8]> 
     if length == 0 {
         return Ok(&[]);
     }
-    let is_plausible = !data.is_null() && length <= isize::MAX as CK_ULONG;
+    let is_plausible = !data.is_null() && length <= INPUT_BYTES_MAX;
     ensure(is_plausible && (data as usize).checked_add(length as usize).is_some(), CKR_ARGUMENTS_BAD)?;
     // SAFETY: not null, not over the end of the address space, and valid for `length` by the contract.
     Ok(unsafe { std::slice::from_raw_parts(data, length as usize) })

@@ -200,7 +200,9 @@ impl Model {
             public,
             open,
         ];
-        for attributes in all {
+        for (attributes, id) in all.into_iter().zip(1..) {
+            let mut attributes = attributes;
+            attributes.insert(CKA_ID, vec![id]);
             model.add(attributes, 0);
         }
         model
