@@ -1,0 +1,267 @@
+//! Clients that send garbage, too much, too little, or read nothing: each is turned away with a reason, the others go on.
+
+mod common;
+
+use common::*;
+use futures_util::{SinkExt, StreamExt};
+use mayfly_ledger_client::{EntrySigner, SubmitError, tls};
+use mayfly_ledger_server::config::Limits;
+use mayfly_protocol::head::Cosignature;
+use mayfly_protocol::record::{self, Attribute, Verifier};
+use mayfly_protocol::sync::{
+    Bye, CLIENT_FRAME_BYTES_MAX, EXPORTER_LABEL, FromClient, FromGateway, Hello, PATH, SUBPROTOCOL, hello_message,
+};
+use mayfly_protocol::{DeviceId, Head};
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+
+struct Raw {
+    socket: WebSocketStream<TlsStream<TcpStream>>,
+    exporter: [u8; 32],
+    nonce: [u8; 32],
+}
+
+impl Raw {
+    async fn tls(world: &World, address: SocketAddr) -> TlsStream<TcpStream> {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap(); // so that a client that reads nothing is full soon
+        let stream = socket.connect(address).await.unwrap();
+        let config = tls::client_config(&world.gateway_keys[0]).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(tls::server_name(), stream).await.unwrap()
+    }
+
+    async fn upgrade(
+        stream: TlsStream<TcpStream>,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<WebSocketStream<TlsStream<TcpStream>>, tokio_tungstenite::tungstenite::Error> {
+        let mut request = format!("wss://localhost{path}").into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(protocol));
+        Ok(tokio_tungstenite::client_async(request, stream).await?.0)
+    }
+
+    async fn open(world: &World, address: SocketAddr) -> Raw {
+        let stream = Raw::tls(world, address).await;
+        let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).unwrap();
+        let mut socket = Raw::upgrade(stream, PATH, SUBPROTOCOL).await.unwrap();
+        let Some(Ok(Message::Binary(frame))) = socket.next().await else { panic!("no challenge") };
+        let Some(FromGateway::Challenge { nonce, .. }) = FromGateway::decode(&frame).unwrap() else { panic!() };
+        Raw { socket, exporter, nonce }
+    }
+
+    fn hello(&self, world: &World, key: &Key, exporter: &[u8; 32]) -> Hello {
+        let message = hello_message(&world.network, &world.gateway_keys[0], exporter, &self.nonce, &key.public());
+        Hello {
+            version: 1,
+            network: world.network,
+            tip: Head::default(),
+            witnessed: 0,
+            key: Verifier(key.public()),
+            signature: EntrySigner::sign(key, &message).unwrap(),
+        }
+    }
+
+    async fn admitted(world: &World, address: SocketAddr) -> Raw {
+        let mut raw = Raw::open(world, address).await;
+        let hello = raw.hello(world, &world.admin, &raw.exporter.clone());
+        raw.send(&FromClient::Hello(hello)).await;
+        assert!(matches!(raw.next().await, Some(FromGateway::Welcome { .. })));
+        raw
+    }
+
+    async fn send(&mut self, message: &FromClient) {
+        self.frame(Message::binary(message.encode())).await;
+    }
+
+    async fn frame(&mut self, frame: Message) {
+        let _ = self.socket.send(frame).await;
+    }
+
+    async fn next(&mut self) -> Option<FromGateway> {
+        loop {
+            match timeout(SOON, self.socket.next()).await.expect("the gateway says something") {
+                Some(Ok(Message::Binary(frame))) => return FromGateway::decode(&frame).unwrap(),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    /// The reason of the good-bye.
+    async fn bye(&mut self) -> Option<Bye> {
+        loop {
+            match self.next().await? {
+                FromGateway::Bye { reason, .. } => return Some(reason),
+                _ => continue,
+            }
+        }
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn what_is_no_message_ends_the_connection_with_a_reason_and_nobody_elses() {
+    let world = World::new();
+    let gateway = world.gateway(Memory::new());
+    let admin = world.admin(&[(gateway.address, 0)]);
+    admin.post(token("before"));
+    let cosignature = Cosignature { witness: DeviceId([1; 32]), time_ms: 0, signature: vec![0; 64] };
+    block_on(async {
+        let at = gateway.address;
+        for (frame, expected) in [
+            (Message::binary(b"garbage".to_vec()), Bye::Malformed),
+            (Message::binary(vec![]), Bye::Malformed),
+            (Message::text("hello"), Bye::Malformed),
+            (Message::binary(vec![0; CLIENT_FRAME_BYTES_MAX + 1]), Bye::Malformed),
+            (Message::binary(FromClient::Cosign { head: Head::default(), cosignature }.encode()), Bye::Malformed),
+        ] {
+            for greeted in [false, true] {
+                let mut raw = if greeted { Raw::admitted(&world, at).await } else { Raw::open(&world, at).await };
+                raw.frame(frame.clone()).await;
+                assert_eq!(raw.bye().await, Some(expected), "{frame:?} {greeted}");
+                assert_eq!(raw.next().await, None);
+            }
+        }
+        let mut raw = Raw::admitted(&world, at).await;
+        let again = raw.hello(&world, &world.admin, &raw.exporter.clone());
+        raw.send(&FromClient::Hello(again)).await;
+        assert_eq!(raw.bye().await, Some(Bye::Malformed), "two hellos");
+        let mut raw = Raw::admitted(&world, at).await;
+        raw.frame(Message::binary([0x81, 0x18, 0xff].to_vec())).await; // grease
+        raw.send(&FromClient::Submit { id: 9, entry: b"x".to_vec() }).await;
+        loop {
+            match raw.next().await {
+                Some(FromGateway::Reject { id: 9, .. }) => break,
+                Some(_) => continue,
+                None => panic!("grease is passed over"),
+            }
+        }
+    });
+    admin.post(token("after"));
+    assert!(admin.replica.status().last_error.is_none());
+}
+
+#[test]
+fn a_hello_is_good_for_one_connection_one_network_one_version() {
+    let world = World::new();
+    let gateway = world.gateway(Memory::new());
+    block_on(async {
+        let open = || Raw::open(&world, gateway.address);
+        let mut raw = open().await;
+        let other = open().await;
+        let stolen = Hello { ..raw.hello(&world, &world.admin, &other.exporter) };
+        raw.send(&FromClient::Hello(stolen)).await;
+        assert_eq!(raw.bye().await, Some(Bye::Authentication), "made for another connection");
+
+        let mut raw = open().await;
+        let foreign =
+            Hello { network: mayfly_protocol::NetworkId([1; 32]), ..raw.hello(&world, &world.admin, &raw.exporter) };
+        raw.send(&FromClient::Hello(foreign)).await;
+        assert_eq!(raw.bye().await, Some(Bye::Network));
+
+        let mut raw = open().await;
+        let newer = Hello { version: 2, ..raw.hello(&world, &world.admin, &raw.exporter) };
+        raw.send(&FromClient::Hello(newer)).await;
+        assert_eq!(raw.bye().await, Some(Bye::Version));
+
+        let mut raw = open().await;
+        let stranger = raw.hello(&world, &Key::new(), &raw.exporter);
+        raw.send(&FromClient::Hello(stranger)).await;
+        assert_eq!(raw.bye().await, Some(Bye::Authentication), "nobody's key");
+    });
+}
+
+#[test]
+fn only_our_path_and_subprotocol_are_served() {
+    let world = World::new();
+    let gateway = world.gateway(Memory::new());
+    block_on(async {
+        for (path, protocol) in [("/", SUBPROTOCOL), (PATH, "chat"), (PATH, "mayfly-ledger.v2")] {
+            let stream = Raw::tls(&world, gateway.address).await;
+            assert!(Raw::upgrade(stream, path, protocol).await.is_err(), "{path} {protocol}");
+        }
+        let stream = Raw::tls(&world, gateway.address).await;
+        assert!(Raw::upgrade(stream, PATH, "chat, mayfly-ledger.v1").await.is_ok());
+    });
+}
+
+#[test]
+fn idle_and_talkative_strangers_do_not_keep_others_out() {
+    let world = World::new();
+    let gateway = world.gateway(Memory::new());
+    let mut strangers: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(gateway.address).unwrap()).collect();
+    for stranger in strangers.iter_mut().skip(25) {
+        stranger.write_all(&[0x16; 20_000]).unwrap();
+    }
+    let admin = world.admin(&[(gateway.address, 0)]);
+    admin.post(token("one"));
+    let mut answer = Vec::new();
+    let _ = strangers.last_mut().unwrap().read_to_end(&mut answer); // garbage is hung up on
+    assert!(answer.len() < 100);
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_dropped_while_others_go_on() {
+    let world = World::new();
+    let limits = Limits { slow_seconds: 1, submissions_per_second: 0, ..Limits::default() };
+    let gateway = world.gateway_with(Memory::new(), 0, "127.0.0.1:0".parse().unwrap(), limits);
+    let at = [(gateway.address, 0)];
+    let admin = world.admin(&at);
+    let device = world.device(&admin, "a", &at);
+    admin.post(token("t"));
+    device.replica.wait_tip(|s| s.token_by_label("t").is_some(), SOON).unwrap();
+    block_on(async {
+        let mut raw = Raw::admitted(&world, gateway.address).await;
+        let poster = std::thread::spawn(move || {
+            for n in 0..100u8 {
+                let value = Attribute { kind: 1, value: vec![n; 30_000] };
+                let id = mayfly_protocol::ObjectId([n; 32]);
+                let object = record::Object { id, token: token("t").id, attributes: vec![value] };
+                device.author.post(&object.into(), &[], SOON).unwrap();
+            }
+            device
+        });
+        let device = poster.join().unwrap();
+        device.replica.wait_tip(|s| s.objects.len() == 100, SOON).expect("others go on");
+        tokio::time::sleep(Duration::from_millis(2500)).await; // reads nothing, for longer than slow_seconds and the good-bye
+        let (mut bytes, mut last) = (0, None);
+        while let Ok(Some(Ok(Message::Binary(frame)))) = timeout(SOON, raw.socket.next()).await {
+            bytes += frame.len();
+            last = FromGateway::decode(&frame).unwrap();
+        }
+        assert!(bytes < 2_000_000, "dropped before everything (3 MB) was sent: {bytes}");
+        // The good-bye comes through only if there was room for it.
+        assert!(!matches!(last, Some(FromGateway::Bye { reason, .. }) if reason != Bye::Slow), "{last:?}");
+    });
+    // It resumes from where it is: nothing is lost for it.
+    let again = world.admin(&at);
+    again.replica.wait_tip(|s| s.objects.len() == 100, SOON).unwrap();
+}
+
+#[test]
+fn a_client_that_submits_too_much_is_told_to_wait() {
+    let world = World::new();
+    let limits = Limits { submissions_per_second: 10, submissions_burst: 3, ..Limits::default() };
+    let gateway = world.gateway_with(Memory::new(), 0, "127.0.0.1:0".parse().unwrap(), limits);
+    let admin = world.admin(&[(gateway.address, 0)]);
+    admin.replica.wait_caught_up(SOON).unwrap();
+    let outcomes: Vec<_> = (0..6).map(|_| admin.replica.submit(b"x", SOON)).collect();
+    let busy =
+        |o: &Result<u64, SubmitError>| matches!(o, Err(SubmitError::Busy { retry_ms }) if (1..=100).contains(retry_ms));
+    assert!(!busy(&outcomes[2]) && busy(&outcomes[4]), "{outcomes:?}");
+    // An author waits by itself.
+    admin.post(token("patient"));
+}
