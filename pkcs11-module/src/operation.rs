@@ -431,7 +431,7 @@ impl Library {
         if let Some(output) = room.refuses(least, most) {
             return Ok(output);
         }
-        if input.len().max(most) <= DATA_BYTES_MAX + SHARED_SLACK_BYTES {
+        if input.len() <= DATA_BYTES_MAX && most <= DATA_BYTES_MAX + SHARED_SLACK_BYTES {
             return Ok(deliverable(self.operate(session, keyed, input, &[], most)?, room));
         }
         self.cipher_in_pieces(session, keyed, input, most, room)
@@ -640,7 +640,8 @@ impl Library {
         request: impl Fn(Data<'r>, Place) -> Request<'r>,
     ) -> Outcome<Bytes> {
         let larger = input.len().max(most);
-        ensure(larger <= DATA_BYTES_MAX + SHARED_SLACK_BYTES, CKR_DATA_LEN_RANGE)?;
+        let is_in_range = input.len() <= DATA_BYTES_MAX && most <= DATA_BYTES_MAX + SHARED_SLACK_BYTES;
+        ensure(is_in_range, CKR_DATA_LEN_RANGE)?;
         let result = self.agent.with_connection(repeat, |connection| {
             let (data, place) = if larger <= INLINE_DATA_MAX {
                 (Data::inline(input), Place::Inline { max: most as u32 })

@@ -89,7 +89,11 @@ pub unsafe fn deliver(output: &Output, buffer: *mut u8, length: *mut CK_ULONG) -
         Output::Length(named) => (*named, CKR_OK),
         Output::TooSmall(named) => (*named, CKR_BUFFER_TOO_SMALL),
         Output::Bytes(bytes) => {
-            // SAFETY: a null buffer has got `Length` instead; the bytes fit, which `room` was asked for; they
+            // SAFETY: the caller's contract.
+            let room = unsafe { room(buffer, length) }?;
+            // The bodies have seen to this already; memory that is not ours is worth a second look.
+            ensure(matches!(room, Room::Bytes(room) if bytes.len() <= room), CKR_GENERAL_ERROR)?;
+            // SAFETY: not null and, by the contract, valid for as many bytes as were just compared; the bytes
             // are our own memory, so the two do not overlap.
             unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), buffer, bytes.len()) };
             (bytes.len(), CKR_OK)
