@@ -281,10 +281,9 @@ impl Client {
         if state.running.is_some() {
             return Ok(());
         }
-        if let Some(wait) = state.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
-            if !wait.is_zero() {
-                return Err(PluginError::Restarting { who: self.who_of(state), wait });
-            }
+        let now = Instant::now();
+        if let Some(at) = state.not_before.filter(|at| *at > now) {
+            return Err(PluginError::Restarting { who: self.who_of(state), wait: at - now });
         }
         let result = self.launch(state);
         if result.is_err() {

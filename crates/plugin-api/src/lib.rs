@@ -41,7 +41,7 @@ pub use abi::{
 };
 pub use artifact::{ArtifactMissing, find_artifact};
 pub use backend::{Append, BackendPlugin, ReadAnswer};
-pub use config::{HostConfig, Kind, Network};
+pub use config::{CALL_TIMEOUT_DEFAULT, HostConfig, Kind, Network};
 pub use error::PluginError;
 pub use path::{PathError, PathRule, check_path, sha256_of};
 pub use vault::VaultPlugin;

@@ -1,6 +1,9 @@
 //! Plugins that lie, hang, crash and break out: the facade survives each with an error that says what happened, and
 //! the next call works where the plugin can.
 
+// helpers of tests say what they expect by unwrapping, too
+#![allow(clippy::unwrap_used)]
+
 use mayfly_plugin_api::{HostConfig, Network, PathRule, PluginError, Tier, VaultPlugin, abi::Alg};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +12,7 @@ use std::time::{Duration, Instant};
 /// Longer than any honest call here on a busy machine.
 const PATIENT: Duration = Duration::from_secs(20);
 /// For the plugins that hang: what the test waits for.
-const IMPATIENT: Duration = Duration::from_millis(600);
+const IMPATIENT: Duration = Duration::from_secs(2);
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -126,7 +129,7 @@ fn plugins_that_do_not_start() {
     let library = bench.build(&[]);
     for (mode, expected) in [
         ("refuses to open", "vault(hostile): start: wrong pass phrase  [31m\u{fffd}"),
-        ("hangs in open", "vault(hostile): start timed out after 0.6 s"),
+        ("hangs in open", "vault(hostile): start timed out after 2 s"),
         ("crashes in open", "vault(hostile): the plugin ended during start (signal 11)"),
         ("opens without a handle", "vault(hostile): start: bad answer: it opened without a handle"),
     ] {
@@ -134,7 +137,7 @@ fn plugins_that_do_not_start() {
     }
     let hangs = bench.build(&["FAULT_HANG"]);
     let config = HostConfig { call_timeout: IMPATIENT, ..bench.config(&hangs, "honest") };
-    assert!(error_of(VaultPlugin::start(&config)).ends_with("start timed out after 0.6 s"));
+    assert!(error_of(VaultPlugin::start(&config)).ends_with("start timed out after 2 s"));
     let crashes = bench.build(&["FAULT_CONSTRUCTOR"]);
     assert!(error_of(bench.start(&crashes, "honest")).ends_with("the plugin ended during start (signal 11)"));
 }
@@ -145,8 +148,8 @@ fn bad_calls() {
     let bench = Bench::new();
     let library = bench.build(&[]);
     for (mode, expected) in [
-        ("hangs", "open_key timed out after 0.6 s"),
-        ("stops itself", "open_key timed out after 0.6 s"),
+        ("hangs", "open_key timed out after 2 s"),
+        ("stops itself", "open_key timed out after 2 s"),
         ("crashes", "the plugin ended during open_key (signal 11)"),
         ("aborts", "the plugin ended during open_key (signal 6)"),
         ("exits", "the plugin ended during open_key (exit status 0)"),

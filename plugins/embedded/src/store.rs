@@ -67,7 +67,7 @@ impl Store {
         if !store.path().exists() {
             store.make()?;
         }
-        store.read(|transaction| tables::check(transaction))?;
+        store.read(tables::check)?;
         Ok(store)
     }
 

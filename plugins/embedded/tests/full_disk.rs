@@ -3,6 +3,9 @@
 //! Needs a small file system of its own, so a right to mount; without it the test says so and ends. Every single step of
 //! a write failing is tested without rights in `backend.rs`.
 
+// helpers of tests say what they expect by unwrapping, too
+#![allow(clippy::unwrap_used)]
+
 use mayfly_plugin_api::find_artifact;
 use mayfly_plugin_api::{
     Append, BackendPlugin, Head, HealthState, HostConfig, PathRule, PluginError, ReadAnswer, Status,

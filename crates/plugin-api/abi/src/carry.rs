@@ -89,8 +89,7 @@ unsafe fn report(message: *mut Message, result: Result<(), GuestError>) -> i32 {
         if !message.text.is_null() && message.capacity > 0 {
             // SAFETY: the buffer is writable for `capacity` bytes by the contract above.
             let buffer = unsafe { core::slice::from_raw_parts_mut(message.text, message.capacity) };
-            fill_text(buffer, &error.message);
-            message.length = error.message.len().min(message.capacity);
+            message.length = fill_text(buffer, &error.message);
         }
     }
     error.status.code()

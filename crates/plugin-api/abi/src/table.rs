@@ -295,12 +295,13 @@ pub fn text_of(field: &[u8]) -> String {
     String::from_utf8_lossy(&field[..end]).into_owned()
 }
 
-/// Fills a zero-padded text field, cutting at a character boundary.
-pub fn fill_text(field: &mut [u8], text: &str) {
+/// Fills a zero-padded text field, cutting at a character boundary; gives the length of the text that fitted.
+pub fn fill_text(field: &mut [u8], text: &str) -> usize {
     let mut end = text.len().min(field.len());
     while !text.is_char_boundary(end) {
         end -= 1;
     }
     field.fill(0);
     field[..end].copy_from_slice(&text.as_bytes()[..end]);
+    end
 }

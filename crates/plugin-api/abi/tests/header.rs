@@ -1,5 +1,8 @@
 //! The C header and the Rust tables are one layout: every offset, size and number, asked of a C compiler.
 
+// helpers of tests say what they expect by unwrapping, too
+#![allow(clippy::unwrap_used)]
+
 use mayfly_plugin_abi::*;
 use std::fmt::Write;
 use std::process::Command;

@@ -52,7 +52,7 @@ pub(crate) fn load(file: BorrowedFd<'_>, wanted: Option<Kind>, network: Network)
     // SAFETY: as above.
     let header = unsafe { entry() };
     // never unloaded: what it made must not outlive its code, and the process ends with it
-    std::mem::forget(library);
+    let _ = library.into_raw();
     check(header, wanted, network)
 }
 
