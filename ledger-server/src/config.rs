@@ -24,6 +24,17 @@ pub struct Config {
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
+    /// What weakens a guarantee: for development and tests.
+    #[serde(default)]
+    pub danger: Danger,
+}
+
+/// For development and tests only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Danger {
+    /// The plugin may lie in a build tree: in folders that the group, or (under a sticky bit) anybody, may write to.
+    pub plugin_path_unchecked: bool,
 }
 
 /// The store under the gateway.

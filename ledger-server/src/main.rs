@@ -8,7 +8,6 @@ use mayfly_ledger_server::config::Config;
 use mayfly_ledger_server::key::GatewayKey;
 use mayfly_ledger_server::{Gateway, run};
 use mayfly_plugin_api::{BackendPlugin, HostConfig, Network, PathRule, find_artifact};
-use mayfly_protocol::State;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::Write;
@@ -16,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,12 +71,23 @@ const EXAMPLE: &str = r#"Example configuration:
   # submissions_burst = 1000
   # ring_mib = 64
   # slow_seconds = 30
+  # [danger]
+  # plugin_path_unchecked = true  # for build trees
 
 Logs are JSON lines on standard error; MAYFLY_LOG sets what is logged (default: info).
 Exit status: 0 stopped as told, 1 failed, 2 wrong use."#;
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mayfly-ledger: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Some(Command::Keygen { file }) => print_key(&GatewayKey::create(&file)?),
         Some(Command::Key { file }) => print_key(&GatewayKey::read(&file)?),
@@ -96,7 +107,7 @@ fn serve(config: Option<&Path>, watch_pid: Option<i32>) -> anyhow::Result<()> {
     let network = NetworkFile::parse(&text).with_context(|| config.network.display().to_string())?;
     let key = GatewayKey::read(&config.key)?;
     mayfly_secmem::harden_process().context("hardening the process")?;
-    let backend = Arc::new(start_backend(&config, &network)?);
+    let backend = Arc::new(start_backend(&config)?);
     let gateway = Gateway { network, key, backend, limits: config.limits };
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, WORKERS_MAX));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
@@ -116,7 +127,7 @@ fn start_logging() {
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-fn start_backend(config: &Config, network: &NetworkFile) -> anyhow::Result<BackendPlugin> {
+fn start_backend(config: &Config) -> anyhow::Result<BackendPlugin> {
     let backend = &config.backend;
     let plugin = match &backend.path {
         Some(path) => path.clone(),
@@ -126,16 +137,10 @@ fn start_backend(config: &Config, network: &NetworkFile) -> anyhow::Result<Backe
     host.pin = backend.pin();
     host.config_text.clone_from(&backend.config);
     host.network = if backend.plugin == "embedded" { Network::None } else { Network::Allowed };
-    if is_dev(network) {
+    if config.danger.plugin_path_unchecked {
         host.path_rule = PathRule::DangerDevelopment;
     }
     Ok(BackendPlugin::start(&host)?)
-}
-
-/// Whether genesis says that this network is for development.
-fn is_dev(network: &NetworkFile) -> bool {
-    let mut state = State::default();
-    state.apply(0, &network.genesis).is_ok() && state.policy().is_some_and(|p| p.dev)
 }
 
 /// Tells whoever started this program that clients are served, in each way that was asked for.
@@ -149,10 +154,10 @@ fn announce(address: SocketAddr, ready_file: Option<&Path>) {
             tracing::warn!(%error, path = %path.display(), "ready file");
         }
     }
-    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
-        if let Err(error) = notify(&socket.to_string_lossy()) {
-            tracing::warn!(%error, "NOTIFY_SOCKET");
-        }
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
+        && let Err(error) = notify(&socket.to_string_lossy())
+    {
+        tracing::warn!(%error, "NOTIFY_SOCKET");
     }
 }
 
