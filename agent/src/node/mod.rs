@@ -1,6 +1,15 @@
 //! The node half of the agent: vault, membership, peers, freshness, shards, making and assembling keys.
 //!
-//! [`Node`] is what the application half ([`crate::app`]) stands on. Rules are in `mayfly-protocol`; here they are asked and carried out.
+//! [`Node`] is what the application half stands on. Rules are in `mayfly-protocol`; here they are asked and carried out.
+//!
+//! | Module | Is |
+//! |---|---|
+//! | [`join()`], `membership`, `identity` | from an invitation to a member with a session key on the ledger |
+//! | `directory`, `alarms`, `gossip` | rights: by the witnessed state, the newest verified state, and bans seen on sight |
+//! | `fresh` | rounds of freshness and ledger time |
+//! | `vault`, `shards`, `grants` | what this device keeps |
+//! | `holder`, `dealer`, `assembler`, `keyring` | the four parts that a device plays for a key |
+//! | [`peers`] | connections between agents |
 //!
 //! What must never happen here:
 //! - a shard, root or key outside secret memory, or in a peer message other than sealed in the connection's inner envelope;
@@ -8,24 +17,68 @@
 //!   forbids;
 //! - a wait of an operation's thread on another thread's work for other holders: it writes to its holders and polls them itself.
 
+mod alarms;
+mod assembler;
+mod clock;
+mod data;
+mod dealer;
+mod directory;
 mod error;
+mod fresh;
+mod gossip;
+mod grants;
+mod holder;
+mod identity;
+mod join;
 mod key;
+mod keyring;
+mod limit;
+mod membership;
+pub mod peers;
+mod service;
+mod shards;
+mod start;
+mod upkeep;
+mod vault;
 
+pub use alarms::AlarmError;
+pub use data::{DataDir, DataError};
 pub use error::{KeyError, KeyErrorKind, Missed};
+pub use join::{JoinError, Joined, join};
 pub use key::{AssembledKey, AssemblyReport, Holders, Material, NewKey, ShareReport};
+pub use start::StartError;
+pub use vault::VaultError;
 
 use crate::config::Config;
+use dealer::Dealer;
+use directory::Ledger;
+use fresh::Fresh;
+use gossip::Gossip;
+use holder::Holder;
+use identity::Records;
+use keyring::Keyring;
+use mayfly_ledger_client::Replica;
 use mayfly_protocol::freshness::NotFresh;
+use mayfly_protocol::head::quorum;
 use mayfly_protocol::rules::{Clocks, Use};
 use mayfly_protocol::{DeviceId, Head, KeyId, Record, State};
+use mayfly_secmem::on_secret_stack;
+use membership::Member;
+use peers::{Peers, Server};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use upkeep::{Stop, Threads};
+use vault::Vault;
 
 /// Where the agent stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// The ledger is being fetched, or the session key is on its way into it.
     Starting,
+    /// The ledger does not know this device: `mayfly join` comes first.
+    NotJoined,
     /// An administrator has not approved the device yet.
     WaitingForApproval,
     /// Everything works, if witnesses and holders do.
@@ -41,6 +94,8 @@ pub enum Phase {
 pub struct FreshnessStatus {
     /// Whether keys are released and used now; why not.
     pub fresh: Result<(), NotFresh>,
+    /// Why the newest round failed, if it did; the one before may still be good.
+    pub last_failure: Option<NotFresh>,
     /// When the last successful round began, milliseconds ago.
     pub age_ms: Option<u64>,
     /// Head that its witnesses stated.
@@ -64,8 +119,38 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Usual time of its answers, microseconds.
     pub usual_us: Option<u64>,
-    /// Why the last attempt to reach it failed.
+    /// Why it is not asked first at present.
     pub last_error: Option<String>,
+}
+
+/// The vault, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VaultStatus {
+    /// `file`, `tpm`, `pkcs11`.
+    pub kind: String,
+    /// Nothing but software protects its keys: for development.
+    pub software_only: bool,
+    /// What it does not protect against.
+    pub note: String,
+    /// Generation of its keys.
+    pub generation: u64,
+    /// Process of its plugin.
+    pub host_pid: Option<u32>,
+}
+
+/// What this device keeps, for `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holdings {
+    /// Shards in use.
+    pub shards: usize,
+    /// Shards whose keys are not on the ledger yet.
+    pub pending_shards: usize,
+    /// Assembled keys whose window is open.
+    pub windows: usize,
+    /// Grants that are not on the ledger yet.
+    pub unposted_grants: usize,
+    /// Connections of other agents.
+    pub served_connections: usize,
 }
 
 /// Set to stop the agent; every thread looks at it.
@@ -74,8 +159,23 @@ pub type Shutdown = Arc<AtomicBool>;
 /// The agent towards the network. See the page of this module.
 #[derive(Debug)]
 pub struct Node {
+    config: Config,
     device: DeviceId,
-    state: Arc<State>,
+    address: SocketAddr,
+    vault: Arc<Vault>,
+    ledger: Arc<Ledger>,
+    peers: Arc<Peers>,
+    fresh: Arc<Fresh>,
+    holder: Arc<Holder>,
+    dealer: Dealer,
+    keyring: Arc<Keyring>,
+    gossip: Arc<Gossip>,
+    records: Arc<Records>,
+    member: Arc<Member>,
+    server: Arc<Server>,
+    stop: Stop,
+    threads: Threads,
+    _data: DataDir,
 }
 
 impl Node {
@@ -83,47 +183,111 @@ impl Node {
     ///
     /// # Errors
     /// A sentence with its causes: data folder in use or not private, vault does not open, network unknown, address in use.
-    pub fn start(_config: Config, _shutdown: Shutdown) -> Result<Arc<Node>, KeyError> {
-        Err(KeyError::new(KeyErrorKind::NotReady, "this build has no vault and no replica"))
+    pub fn start(config: Config, shutdown: Shutdown) -> Result<Arc<Node>, StartError> {
+        start::start(config, shutdown).map(Arc::new)
     }
 
-    /// This device.
-    pub fn device(&self) -> DeviceId {
-        self.device
+    /// Ends every thread and wipes what is in memory. Done by dropping the node, too.
+    pub fn stop(&self) {
+        self.stop.ring();
+        self.server.end(|_| true);
+        self.keyring.clear();
+        self.threads.join();
     }
 
-    /// Where the agent stands.
-    pub fn phase(&self) -> Phase {
-        Phase::Starting
-    }
-
-    /// The state at the newest witnessed head: what is acted upon.
-    pub fn state(&self) -> Arc<State> {
-        self.state.clone()
-    }
+    // --- keys ---------------------------------------------------------------------------------------------------------------
 
     /// Assembles the key (or takes it from its window) and runs `f` with it, once, on the secret stack.
     ///
     /// # Errors
     /// [`KeyError`]; `f` did not run then.
-    pub fn with_key<R>(&self, _key: &KeyId, _purpose: Use, _f: impl FnOnce(&AssembledKey) -> R) -> Result<R, KeyError> {
-        Err(self.not_ready())
+    pub fn with_key<R>(&self, key: &KeyId, purpose: Use, f: impl FnOnce(&AssembledKey) -> R) -> Result<R, KeyError> {
+        let key = self.keyring.obtain(key, purpose).map_err(|error| self.or_not_ready(error))?;
+        Ok(on_secret_stack(|| f(&key)))
     }
 
     /// Makes, deals and posts a key; returns when it is effective.
     ///
     /// # Errors
-    /// [`KeyError`]; no key exists then, and holders drop their pending shards after the deadline.
-    pub fn create_key(&self, _key: NewKey) -> Result<KeyId, KeyError> {
-        Err(self.not_ready())
+    /// [`KeyError`]; no key exists then (unless the text says that the ledger may still take it), and holders drop their pending shards after
+    /// the deadline.
+    pub fn create_key(&self, key: NewKey) -> Result<KeyId, KeyError> {
+        self.dealer.create(key).map_err(|error| self.or_not_ready(error))
     }
 
     /// Posts a record signed with the session key; returns its index when it is effective.
     ///
     /// # Errors
     /// [`KeyErrorKind::Refused`], [`KeyErrorKind::Ledger`], [`KeyErrorKind::NotReady`].
-    pub fn post(&self, _record: &Record) -> Result<u64, KeyError> {
-        Err(self.not_ready())
+    pub fn post(&self, record: &Record) -> Result<u64, KeyError> {
+        let posted = self.records.post(record, dealer::POST_TIMEOUT).map_err(dealer::post_failed);
+        let index = posted.map_err(|error| self.or_not_ready(error))?;
+        let deadline = Instant::now() + dealer::EFFECTIVE_TIMEOUT;
+        if assembler::wait_for(&self.ledger, |state| state.size() > index, deadline) {
+            return Ok(index);
+        }
+        Err(KeyError::new(
+            KeyErrorKind::Ledger,
+            "the record is on the ledger, but too few witnesses have signed it yet",
+        )
+        .next("it takes effect when a quorum of witnesses runs: `mayfly status`"))
+    }
+
+    /// Acts upon a signed BAN before the ledger contains it, tells the other agents, and offers it to the ledger.
+    ///
+    /// # Errors
+    /// [`AlarmError`].
+    pub fn ban_on_sight(&self, entry: &[u8]) -> Result<(), AlarmError> {
+        self.gossip.hear(entry)
+    }
+
+    /// A device that is not running has one reason for every failure.
+    fn or_not_ready(&self, error: KeyError) -> KeyError {
+        let not_ready = |text: &str| KeyError::new(KeyErrorKind::NotReady, text);
+        match self.phase() {
+            Phase::Running => error,
+            Phase::Starting => not_ready("the agent is starting: the ledger does not know its session key yet")
+                .next("see that a gateway and a quorum of witnesses run: `mayfly status`")
+                .retry(200),
+            Phase::NotJoined => not_ready("the ledger does not know this device").next("`mayfly join TOKEN`"),
+            Phase::WaitingForApproval => {
+                not_ready("this device waits for approval").next("an administrator runs `mayfly device approve`")
+            }
+            Phase::Banned => not_ready("this device is banned"),
+            Phase::Stopping => not_ready("the agent is ending").retry(1000),
+        }
+    }
+
+    // --- facts --------------------------------------------------------------------------------------------------------------
+
+    /// This device.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where other agents' connections are taken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the agent stands.
+    pub fn phase(&self) -> Phase {
+        self.member.phase()
+    }
+
+    /// The state at the newest witnessed head: what is acted upon.
+    pub fn state(&self) -> Arc<State> {
+        self.ledger.replica().effective()
+    }
+
+    /// The verified copy of the ledger.
+    pub fn replica(&self) -> &Arc<Replica> {
+        self.ledger.replica()
     }
 
     /// Local and ledger time, if fresh.
@@ -131,20 +295,89 @@ impl Node {
     /// # Errors
     /// [`NotFresh`].
     pub fn clocks(&self) -> Result<Clocks, NotFresh> {
-        Err(NotFresh::Never)
+        self.fresh.clocks()
     }
 
     /// State of freshness.
     pub fn freshness(&self) -> FreshnessStatus {
-        FreshnessStatus { fresh: Err(NotFresh::Never), age_ms: None, head: None, skew_ms: None, witnesses: 0, quorum: 0 }
+        let (boot, local) = (clock::boot_ms(), clock::local_ms());
+        let last = self.fresh.last();
+        let skew = |f: &Arc<mayfly_protocol::freshness::Freshness>| {
+            let clocks = f.clocks_unchecked(boot, local);
+            i64::try_from(i128::from(clocks.local_ms) - i128::from(clocks.ledger_ms)).unwrap_or(i64::MAX)
+        };
+        let witnesses = self.state().witnesses().len();
+        FreshnessStatus {
+            fresh: self.fresh.clocks().map(drop),
+            last_failure: self.fresh.last_failure(),
+            age_ms: last.as_ref().map(|f| boot.saturating_sub(f.began_boot_ms)),
+            head: last.as_ref().map(|f| f.head),
+            skew_ms: last.as_ref().map(skew),
+            witnesses,
+            quorum: quorum(witnesses),
+        }
     }
 
     /// The other members.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        Vec::new()
+        let state = self.state();
+        let others = state.devices.iter().filter(|(id, device)| **id != self.device && device.is_member());
+        let status = |(id, device): (&DeviceId, &mayfly_protocol::state::Device)| {
+            let standing = self.peers.standing(id);
+            PeerStatus {
+                device: *id,
+                name: device.name.clone(),
+                connected: standing.connected,
+                usual_us: standing.usual_us,
+                last_error: standing.failed,
+            }
+        };
+        others.map(status).collect()
     }
 
-    fn not_ready(&self) -> KeyError {
-        KeyError::new(KeyErrorKind::NotReady, "the agent is starting").retry(200)
+    /// The vault.
+    pub fn vault(&self) -> VaultStatus {
+        VaultStatus {
+            kind: self.vault.kind().to_owned(),
+            software_only: self.vault.software_only(),
+            note: self.vault.note().to_owned(),
+            generation: self.vault.generation(),
+            host_pid: self.vault.host_pid(),
+        }
+    }
+
+    /// What this device keeps.
+    pub fn holdings(&self) -> Holdings {
+        let (shards, pending_shards) = self.holder.counts();
+        let posted = self.ledger.view().posted_grants(&self.device);
+        Holdings {
+            shards,
+            pending_shards,
+            windows: self.keyring.windows(),
+            unposted_grants: self.holder.grants().unposted(posted).len(),
+            served_connections: self.server.count(),
+        }
+    }
+
+    /// Waits until the device is a member with a session and the first round of freshness has succeeded.
+    pub fn wait_until_ready(&self, timeout: Duration) -> bool {
+        const LOOK: Duration = Duration::from_millis(20);
+        let deadline = Instant::now() + timeout;
+        while !(self.phase() == Phase::Running && self.fresh.clocks().is_ok()) {
+            if Instant::now() >= deadline || self.stop.is_set() {
+                return false;
+            }
+            self.stop.pause(LOOK);
+        }
+        true
     }
 }
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ pub mod entry;
 pub mod freshness;
 pub mod head;
 pub mod ids;
+pub mod on_sight;
 pub mod peer;
 pub mod record;
 pub mod rules;

@@ -1,0 +1,147 @@
+//! The verified ledger as the rest of the node asks it: rights are those that *both* the witnessed state and the newest verified state
+//! give, less what was seen on sight.
+
+use super::alarms::Alarms;
+use super::clock;
+use super::peers;
+use mayfly_crypto::sign::PublicKey;
+use mayfly_ledger_client::Replica;
+use mayfly_protocol::rules::{Clocks, Denied, ReleaseQuery};
+use mayfly_protocol::state::{Device, KeyState};
+use mayfly_protocol::{DeviceId, Head, State};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The two states and the alarms.
+pub struct Ledger {
+    replica: Arc<Replica>,
+    alarms: Arc<Alarms>,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ledger({} entries)", self.replica.effective().size())
+    }
+}
+
+/// One look at the ledger: a decision is made on one.
+#[derive(Debug)]
+pub struct View {
+    /// At the newest witnessed head.
+    pub effective: Arc<State>,
+    /// At the newest verified head.
+    pub tip: Arc<State>,
+    alarms: Arc<Alarms>,
+}
+
+impl Ledger {
+    /// Over this replica.
+    pub fn new(replica: Arc<Replica>, alarms: Arc<Alarms>) -> Self {
+        Self { replica, alarms }
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
+    /// Bans seen on sight.
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
+    }
+
+    /// The ledger now.
+    #[inline]
+    pub fn view(&self) -> View {
+        // The effective state first: it is never ahead of a tip that was loaded after it.
+        let effective = self.replica.effective();
+        View { effective, tip: self.replica.tip(), alarms: self.alarms.clone() }
+    }
+}
+
+impl View {
+    /// The shard that `holder` may release, if both states allow it.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn may_release(&self, query: &ReleaseQuery, holder: &DeviceId, clocks: Clocks) -> Result<&KeyState, Denied> {
+        self.seen(&query.requester)?;
+        self.seen(holder)?;
+        let (key, _) = self.effective.may_release(query, holder, clocks)?;
+        if self.differ() {
+            self.tip.may_release(query, holder, clocks)?;
+        }
+        Ok(key)
+    }
+
+    /// The key, if the requester may put it together by both states.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    #[inline]
+    pub fn may_assemble(&self, query: &ReleaseQuery) -> Result<&KeyState, Denied> {
+        self.seen(&query.requester)?;
+        let key = self.effective.may_assemble(query)?;
+        if self.differ() {
+            self.tip.may_assemble(query)?;
+        }
+        Ok(key)
+    }
+
+    /// The device, if it is a member by both states and no alarm was seen.
+    pub fn member(&self, device: &DeviceId) -> Option<&Device> {
+        let found = self.effective.devices.get(device).filter(|d| d.is_member())?;
+        let still = !self.differ() || self.tip.member(device).is_ok();
+        (still && !self.alarms.banned(device)).then_some(found)
+    }
+
+    /// Highest number of this holder's grants on the ledger.
+    pub fn posted_grants(&self, holder: &DeviceId) -> u64 {
+        self.tip.grants.get(holder).copied().unwrap_or(0)
+    }
+
+    fn differ(&self) -> bool {
+        self.effective.size() != self.tip.size()
+    }
+
+    fn seen(&self, device: &DeviceId) -> Result<(), Denied> {
+        if self.alarms.banned(device) {
+            return Err(Denied::NotMember(self.effective.device_name(device), "banned"));
+        }
+        Ok(())
+    }
+
+    /// The newest session key of a member, if it has not expired.
+    fn session_of(&self, device: &DeviceId) -> Option<PublicKey> {
+        let session = self.member(device)?.session()?;
+        (clock::local_ms() <= session.not_after_ms).then_some(session.key)
+    }
+
+    fn device_of(&self, key: &PublicKey) -> Option<DeviceId> {
+        let (device, _) = self.effective.device_by_session(key)?;
+        (self.session_of(device)? == *key).then_some(*device)
+    }
+}
+
+impl peers::Directory for Ledger {
+    fn device_of(&self, key: &PublicKey, patience: Duration) -> Option<DeviceId> {
+        if let Some(device) = self.view().device_of(key) {
+            return Some(device);
+        }
+        let known = |state: &State| state.device_by_session(key).is_some();
+        self.replica.wait_effective(known, patience).ok()?;
+        self.view().device_of(key)
+    }
+
+    fn session_of(&self, device: &DeviceId) -> Option<PublicKey> {
+        self.view().session_of(device)
+    }
+
+    fn addresses_of(&self, device: &DeviceId) -> Vec<String> {
+        self.replica.effective().devices.get(device).map(|d| d.addresses.clone()).unwrap_or_default()
+    }
+
+    fn head(&self) -> Head {
+        self.replica.tip().head()
+    }
+}

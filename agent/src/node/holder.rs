@@ -1,0 +1,335 @@
+//! The holder's half: releases shards by the ledger's rules, takes shards of new keys, erases what is over.
+//!
+//! Every rule is asked here again, whatever the assembler or the dealer says: membership, assembler, use, validity on both clocks, epoch,
+//! freshness. A share leaves this module as a `Secret` (to our own assembler) or sealed in the envelope of the connection.
+
+use super::clock;
+use super::data::DataError;
+use super::directory::{Ledger, View};
+use super::fresh::Fresh;
+use super::grants::Grants;
+use super::limit::RateLimit;
+use super::peers::Caller;
+use super::shards::{ShardError, ShardLabel, ShardStore};
+use super::vault::Vault;
+use mayfly_crypto::enc;
+use mayfly_crypto::envelope::Session;
+use mayfly_crypto::sign::Ed25519Secret;
+use mayfly_protocol::deal::{self, DEADLINE_MARGIN_MS, DealRefused};
+use mayfly_protocol::freshness::NotFresh;
+use mayfly_protocol::peer::{Cause, Offer, Refused, Release, Released, Reply};
+use mayfly_protocol::record::{Acceptance, Key};
+use mayfly_protocol::rules::Denied;
+use mayfly_protocol::{DeviceId, ShardId, State, cbor};
+use mayfly_secmem::Secret;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a release may wait for a round of freshness.
+const FRESH_PATIENCE: Duration = Duration::from_millis(1000);
+/// How long a request from somebody who knows more of the ledger may wait for us to catch up.
+const CATCH_UP_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A share that may go to the requester, and what it is.
+#[derive(Debug)]
+pub struct Share {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its evaluation point.
+    pub index: u32,
+    /// The secret.
+    pub value: Secret<64>,
+}
+
+/// This device as a holder.
+#[derive(Debug)]
+pub struct Holder {
+    device: DeviceId,
+    session: Arc<Ed25519Secret>,
+    ledger: Arc<Ledger>,
+    fresh: Arc<Fresh>,
+    vault: Arc<Vault>,
+    shards: ShardStore,
+    grants: Arc<Grants>,
+    limit: RateLimit,
+    /// Promotions and erasures go one at a time.
+    sweeping: Mutex<()>,
+}
+
+/// Parts that a holder works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// This run's session key.
+    pub session: Arc<Ed25519Secret>,
+    /// The ledger.
+    pub ledger: Arc<Ledger>,
+    /// Freshness.
+    pub fresh: Arc<Fresh>,
+    /// The vault.
+    pub vault: Arc<Vault>,
+    /// Shards at rest.
+    pub shards: ShardStore,
+    /// Grants.
+    pub grants: Arc<Grants>,
+    /// Most releases per second for one assembler; 0: no bound.
+    pub releases_per_second_max: u32,
+}
+
+impl Holder {
+    /// A holder of these parts.
+    pub fn new(device: DeviceId, parts: Parts) -> Holder {
+        let Parts { session, ledger, fresh, vault, shards, grants, releases_per_second_max } = parts;
+        let limit = RateLimit::new(releases_per_second_max);
+        Holder { device, session, ledger, fresh, vault, shards, grants, limit, sweeping: Mutex::default() }
+    }
+
+    // --- releasing ----------------------------------------------------------------------------------------------------------
+
+    /// Answers an assembler: the share sealed in the connection's envelope, or why not.
+    pub fn answer_release(&self, caller: &Caller, session: &mut Session, ask: &Release) -> Reply {
+        if ask.requester != caller.device {
+            return Reply::Refused(self.refused(Cause::Denied, "the request names another requester"));
+        }
+        let share = match self.release(ask) {
+            Ok(share) => share,
+            Err(refused) => {
+                tracing::debug!(requester = %caller.device, why = refused.text, "no release");
+                return Reply::Refused(refused);
+            }
+        };
+        let view = self.ledger.view();
+        let aad = ask.aad(&view.effective.network, &self.device, &share.shard, share.index);
+        let mut sealed = Vec::new();
+        if let Err(error) = session.seal(&aad, share.value.expose(), &mut sealed) {
+            return Reply::Refused(self.refused(Cause::Failed, error.to_string()));
+        }
+        Reply::Released(Released {
+            key: ask.key,
+            generation: ask.generation,
+            epoch: ask.epoch,
+            shard: share.shard,
+            index: share.index,
+            nonce: ask.nonce,
+            head: view.effective.head(),
+            sealed,
+        })
+    }
+
+    /// The share that this request may have. Our own assembler asks here too, and is judged alike.
+    ///
+    /// # Errors
+    /// [`Refused`], with our head.
+    pub fn release(&self, ask: &Release) -> Result<Share, Refused> {
+        if !self.limit.take(&ask.requester, ask.uses, clock::boot_ms()) {
+            return Err(self.refused(Cause::Busy, "this device releases no faster; try again"));
+        }
+        let (view, shard, index) = self.judge(ask)?;
+        let opened = self.opened(&view, ask, &shard)?;
+        let clocks = self.fresh.clocks().map_err(|e| self.not_fresh(&e))?;
+        let posted = view.posted_grants(&self.device);
+        self.grants
+            .draw(&ask.key, &ask.requester, ask.uses, clocks.ledger_ms, posted)
+            .map_err(|error| self.refused(Cause::Failed, with_cause(&error)))?;
+        Ok(Share { shard, index, value: opened })
+    }
+
+    /// The ledger's answer. When the requester knows more of the ledger than we do, it is asked again after catching up.
+    fn judge(&self, ask: &Release) -> Result<(View, ShardId, u32), Refused> {
+        let clocks = self.fresh.ensure(FRESH_PATIENCE).map_err(|e| self.not_fresh(&e))?;
+        let query = ask.query();
+        let mut view = self.ledger.view();
+        let mut found = view.may_release(&query, &self.device, clocks).map(|key| self.own_shard(&key.record));
+        if found.is_err() && ask.head.size > view.effective.size() {
+            let there = |state: &State| state.size() >= ask.head.size;
+            let _ = self.ledger.replica().wait_effective(there, CATCH_UP_PATIENCE);
+            view = self.ledger.view();
+            found = view.may_release(&query, &self.device, clocks).map(|key| self.own_shard(&key.record));
+        }
+        match found {
+            Ok(Some((shard, index))) => Ok((view, shard, index)),
+            Ok(None) => Err(self.refused(Cause::Denied, "this device holds no shard of this key")),
+            Err(denied) => Err(self.denied(&denied)),
+        }
+    }
+
+    fn own_shard(&self, key: &Key) -> Option<(ShardId, u32)> {
+        key.shards.iter().find(|s| s.device == self.device).map(|s| (s.id, s.index))
+    }
+
+    /// Opens the shard; one that is still pending here is promoted first, since its key is effective.
+    fn opened(&self, view: &View, ask: &Release, shard: &ShardId) -> Result<Secret<64>, Refused> {
+        let failed = |error: ShardError| {
+            tracing::warn!(error = with_cause(&error), "a shard cannot be opened");
+            self.refused(Cause::Failed, with_cause(&error))
+        };
+        if !self.shards.has(shard)
+            && let Some(key) = view.effective.keys.get(&ask.key)
+            && let Some(label) = self.shards.pending_label(shard)
+            && label.accepted == digest(&key.record)
+        {
+            let _one = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.shards.has(shard) {
+                self.shards.promote(shard).map_err(failed)?;
+            }
+        }
+        self.shards.open_share(shard).map_err(failed)
+    }
+
+    fn denied(&self, denied: &Denied) -> Refused {
+        let cause = match denied {
+            Denied::WrongEpoch { .. } => Cause::WrongEpoch,
+            _ => Cause::Denied,
+        };
+        self.refused(cause, denied.to_string())
+    }
+
+    fn not_fresh(&self, why: &NotFresh) -> Refused {
+        self.refused(Cause::NotFresh, why.to_string())
+    }
+
+    fn refused(&self, cause: Cause, text: impl Into<String>) -> Refused {
+        Refused::new(cause, text, self.ledger.replica().effective().head())
+    }
+
+    // --- taking shards of new keys ------------------------------------------------------------------------------------------
+
+    /// Answers a dealer: our signed acceptance when the shard is checked, sealed and saved, or why not.
+    pub fn answer_offer(&self, caller: &Caller, session: &mut Session, offer: &Offer) -> Reply {
+        let network = self.ledger.replica().network().network;
+        let aad = Offer::aad(&network, &caller.device, &self.device, &offer.key.id);
+        match session.open_fixed::<64>(&aad, &offer.sealed) {
+            Err(error) => Reply::Refused(self.refused(Cause::Failed, error.to_string())),
+            Ok(share) => match self.accept(&offer.key, &caller.device, &share) {
+                Ok(acceptance) => Reply::Accepted(acceptance),
+                Err(refused) => Reply::Refused(refused),
+            },
+        }
+    }
+
+    /// Checks an offered shard, saves it as pending, and signs. Our own dealer offers here too.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing is kept then.
+    pub fn accept(&self, key: &Key, dealer: &DeviceId, share: &Secret<64>) -> Result<Acceptance, Refused> {
+        let clocks = self.fresh.ensure(FRESH_PATIENCE).map_err(|e| self.not_fresh(&e))?;
+        let view = self.ledger.view();
+        if clocks.ledger_ms.max(clocks.local_ms) > key.deadline_ms {
+            return Err(self.refused(Cause::Denied, "the offer's deadline has passed"));
+        }
+        if view.member(dealer).is_none() {
+            return Err(self.refused(Cause::Denied, "the dealer is not a member"));
+        }
+        if !self.vault.offers(key.policy.vault_opening) {
+            return Err(
+                self.refused(Cause::Denied, "this device's vault does not offer the opening that the key asks for")
+            );
+        }
+        let shard = deal::check_offer(&view.effective, key, dealer, &self.device, share).map_err(|error| {
+            if let DealRefused::Shard(_) = error {
+                tracing::error!(%dealer, key = %key.id, "a dealer sent a shard that does not fit its commitments");
+            }
+            self.refused(Cause::Denied, error.to_string())
+        })?;
+        let label = ShardLabel {
+            shard: shard.id,
+            key: key.id,
+            generation: key.generation,
+            epoch: key.epoch,
+            index: shard.index,
+            opening: key.policy.vault_opening,
+            accepted: digest(key),
+            deadline_ms: key.deadline_ms,
+        };
+        self.shards.accept(&label, share).map_err(|error| self.refused(Cause::Failed, with_cause(&error)))?;
+        let message = deal::acceptance_message(&view.effective.network, key, shard);
+        Ok(Acceptance { device: self.device, signature: self.session.sign(&message).to_vec() })
+    }
+
+    // --- what the ledger has decided since ----------------------------------------------------------------------------------
+
+    /// Promotes shards whose keys are effective, drops those whose deadline is past for good, erases those of deleted keys. Called after each
+    /// change of the effective state, at the start, and from time to time.
+    pub fn sweep(&self) {
+        let _one = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = self.ledger.view();
+        for label in self.shards.pending() {
+            match self.fate(&view, &label) {
+                Fate::Wait => {}
+                Fate::Promote => self.told("promote", &label, self.shards.promote(&label.shard)),
+                Fate::Drop => self.told("drop", &label, self.shards.drop_pending(&label.shard)),
+            }
+        }
+        if view.effective.policy().is_some_and(|p| p.dev) {
+            for label in self.shards.active() {
+                if view.effective.keys.get(&label.key).is_some_and(|k| k.deleted) {
+                    self.told("erase", &label, self.shards.erase(&label.shard));
+                }
+            }
+        }
+    }
+
+    fn fate(&self, view: &View, label: &ShardLabel) -> Fate {
+        if let Some(key) = view.effective.keys.get(&label.key) {
+            let ours = key.record.shards.iter().any(|s| s.id == label.shard && s.device == self.device);
+            return if ours && label.accepted == digest(&key.record) { Fate::Promote } else { Fate::Drop };
+        }
+        // Absent: it can still come while its deadline, the skew of clocks and what is under way allow it. Only a round of freshness that began
+        // after all that, and whose heads we have, says that it never will.
+        if self.fresh.clocks().is_err() {
+            return Fate::Wait;
+        }
+        let Some(round) = self.fresh.last() else { return Fate::Wait };
+        let skew = view.effective.policy().map_or(0, |p| p.skew_ms_max);
+        let end = label.deadline_ms.saturating_add(skew).saturating_add(DEADLINE_MARGIN_MS);
+        let is_past = round.ledger_ms.min(clock::local_ms()) > end;
+        let is_absent = round.head.size <= view.tip.size() && !view.tip.keys.contains_key(&label.key);
+        if is_past && is_absent { Fate::Drop } else { Fate::Wait }
+    }
+
+    fn told(&self, what: &str, label: &ShardLabel, result: Result<(), ShardError>) {
+        let (shard, key) = (&label.shard, &label.key);
+        match result {
+            Ok(()) => tracing::info!(what, %shard, %key, "shard"),
+            Err(error) => tracing::warn!(what, %shard, %key, error = with_cause(&error), "shard"),
+        }
+    }
+
+    /// Shards in use here, and those that wait for their keys.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.shards.active().len(), self.shards.pending().len())
+    }
+
+    /// Grants.
+    pub fn grants(&self) -> &Arc<Grants> {
+        &self.grants
+    }
+}
+
+enum Fate {
+    Wait,
+    Promote,
+    Drop,
+}
+
+/// What was accepted: the record without acceptances.
+fn digest(key: &Key) -> [u8; 32] {
+    enc::sha256(&cbor::to_vec(&Key { acceptances: Vec::new(), ..key.clone() }))
+}
+
+/// An error and its causes in one line.
+pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+impl From<DataError> for Refused {
+    fn from(error: DataError) -> Self {
+        Refused::new(Cause::Failed, with_cause(&error), mayfly_protocol::Head::default())
+    }
+}

@@ -1,0 +1,155 @@
+//! Becoming a device: the identity key is made inside the vault, and a JOIN record is signed by it and by the invitation's seed.
+
+use super::data::{DataDir, DataError};
+use super::vault::{Vault, VaultError};
+use crate::config::Config;
+use crate::join_token::JoinToken;
+use mayfly_crypto::sign::{Ed25519Secret, PublicKey};
+use mayfly_ledger_client::{
+    Author, EntrySigner, GatewayAddress, HelloSigner, NetworkFile, NetworkFileError, OpenError, PostError, Replica,
+    ReplicaConfig, SignerError,
+};
+use mayfly_protocol::ids::public_key_id;
+use mayfly_protocol::record::{Join, Record, Verifier};
+use mayfly_protocol::{AuthorId, DeviceId, InviteId, State};
+use mayfly_secmem::{Exhausted, Secret};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the ledger may take to be reached, and to take the record.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A device that has joined; an administrator's approval comes next.
+#[derive(Debug)]
+pub struct Joined {
+    /// The device.
+    pub device: DeviceId,
+    /// The network's description, for the configuration's `network`.
+    pub network: NetworkFile,
+}
+
+/// Why a device did not join. A second attempt with the same data folder goes on where the first one ended.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The data folder.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The replica.
+    #[error("cannot read the ledger")]
+    Open(#[from] OpenError),
+    /// No gateway of the token answers, or none has its network.
+    #[error("no gateway of the join token serves its network: {0}")]
+    NoLedger(String),
+    /// What the gateway showed is not the network of the token.
+    #[error("the ledger's first entry is not that of the join token's network")]
+    Genesis(#[from] NetworkFileError),
+    /// The ledger did not take the record.
+    #[error("the ledger did not take the device")]
+    Post(#[from] PostError),
+    /// No locked memory.
+    #[error(transparent)]
+    Memory(#[from] Exhausted),
+}
+
+/// Starts the vault, makes the identity key in it, and posts JOIN. Does nothing twice.
+///
+/// # Errors
+/// [`JoinError`].
+pub fn join(token: &JoinToken, config: &Config) -> Result<Joined, JoinError> {
+    let data = DataDir::open(&config.data_dir)?;
+    let vault = Arc::new(Vault::start(config, &data.join("vault"), true)?);
+    let seed = Secret::<32>::new_with(|slot| slot.copy_from_slice(token.seed.expose()))?;
+    let guest = Arc::new(Guest { vault: vault.clone(), seed: Ed25519Secret::from_seed(seed) });
+    let replica = Replica::open_in_memory(ReplicaConfig {
+        dir: data.join("replica"),
+        network: unverified(token),
+        hello: guest.clone(),
+        witness: None,
+    })?;
+    let unreached = |_| JoinError::NoLedger(replica.status().last_error.unwrap_or_else(|| "no answer".into()));
+    replica.wait_caught_up(TIMEOUT).map_err(unreached)?;
+    let network = with_genesis(&replica, token)?;
+    let device = vault.device();
+    if !replica.tip().devices.contains_key(&device) {
+        post(&replica, &data.join("outbox"), &guest, config)?;
+    }
+    Ok(Joined { device, network })
+}
+
+fn post(replica: &Arc<Replica>, outbox: &Path, guest: &Arc<Guest>, config: &Config) -> Result<(), PostError> {
+    let author = Author::open(replica.clone(), outbox, AuthorId::from(guest.vault.device()), guest.clone())?;
+    let record = Record::Join(Join {
+        name: config.device_name.clone(),
+        identity: Verifier(*guest.vault.identity()),
+        invite: InviteId(public_key_id(&guest.seed.public())),
+        vault: guest.vault.kind().to_owned(),
+        software_only: guest.vault.software_only(),
+    });
+    author.post(&record, &[&Seed(guest)], TIMEOUT).map(drop)
+}
+
+/// The token's network. The replica holds the first entry that it is shown against the network's id.
+fn unverified(token: &JoinToken) -> NetworkFile {
+    let gateways = token.gateways.iter().flat_map(|gateway| {
+        gateway.addresses.iter().map(|address| GatewayAddress { address: address.clone(), key: gateway.key.0 })
+    });
+    NetworkFile { network: token.network, genesis: Vec::new(), gateways: gateways.collect() }
+}
+
+/// The network's description with its first entry, checked as if it had come as a file.
+fn with_genesis(replica: &Replica, token: &JoinToken) -> Result<NetworkFile, JoinError> {
+    let entries = replica.entries(0, 1).map_err(|e| JoinError::NoLedger(e.to_string()))?;
+    let Some((_, _, genesis)) = entries.into_iter().next() else {
+        return Err(JoinError::NoLedger("its ledger is empty".into()));
+    };
+    Ok(NetworkFile::parse(&NetworkFile { genesis, ..unverified(token) }.to_toml())?)
+}
+
+/// A device that is not on the ledger yet: known by its invitation's seed, then by its identity key.
+struct Guest {
+    vault: Arc<Vault>,
+    seed: Ed25519Secret,
+}
+
+impl Guest {
+    fn by_vault(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+        self.vault.sign(message).map(|s| s.to_vec()).map_err(|e| SignerError(e.to_string()))
+    }
+}
+
+impl HelloSigner for Guest {
+    fn key(&self, tip: &State) -> PublicKey {
+        if tip.devices.contains_key(&self.vault.device()) { *self.vault.identity() } else { self.seed.public() }
+    }
+
+    fn sign(&self, key: &PublicKey, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+        if *key == self.seed.public() { Ok(self.seed.sign(message).to_vec()) } else { self.by_vault(message) }
+    }
+}
+
+impl EntrySigner for Guest {
+    fn key(&self) -> PublicKey {
+        *self.vault.identity()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+        self.by_vault(message)
+    }
+}
+
+/// The invitation's seed as second signer.
+struct Seed<'a>(&'a Guest);
+
+impl EntrySigner for Seed<'_> {
+    fn key(&self) -> PublicKey {
+        self.0.seed.public()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+        Ok(self.0.seed.sign(message).to_vec())
+    }
+}

@@ -1,0 +1,150 @@
+//! From a started agent to a member with a session: waits for approval, delegates, renews.
+
+use super::clock;
+use super::data::DataError;
+use super::directory::Ledger;
+use super::identity::{Identity, Records, StartCounter};
+use super::vault::Vault;
+use super::{Phase, dealer};
+use mayfly_ledger_client::PostError;
+use mayfly_protocol::State;
+use mayfly_protocol::apply::SESSION_MS_MAX;
+use mayfly_protocol::record::{Delegate, Record, Verifier};
+use mayfly_protocol::state::Membership;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// By how much a delegation ends before the longest life of a session, so that differing clocks do not make it too long.
+const MARGIN_MS: u64 = 60_000;
+/// Pause after a failed attempt.
+const RETRY: Duration = Duration::from_millis(500);
+/// Longest pause between looks at the ledger.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// This device's way into the network.
+#[derive(Debug)]
+pub struct Member {
+    /// The ledger.
+    pub ledger: Arc<Ledger>,
+    /// Its keys.
+    pub identity: Arc<Identity>,
+    /// Its records.
+    pub records: Arc<Records>,
+    /// Its vault.
+    pub vault: Arc<Vault>,
+    /// Counts delegations.
+    pub starts: StartCounter,
+    /// Where peers reach it.
+    pub addresses: Vec<String>,
+    /// Life of a session; 0: the longest that the rules allow.
+    pub session_ms: u64,
+    /// Where it stands.
+    pub phase: Mutex<Phase>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DelegateError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Post(#[from] PostError),
+}
+
+impl Member {
+    /// Where the device stands.
+    pub fn phase(&self) -> Phase {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the device a member with a valid session, until `stop` (which pauses so long). The body of a thread.
+    pub fn keep(&self, stop: impl Fn(Duration) -> bool) {
+        let mut pause = Duration::ZERO;
+        while !stop(pause) {
+            pause = self.step();
+        }
+        self.set(Phase::Stopping);
+    }
+
+    /// Looks where the device stands, and delegates if that is due. How long nothing is due.
+    fn step(&self) -> Duration {
+        let state = self.ledger.replica().effective();
+        let device = state.devices.get(&self.identity.device());
+        match device.map(|d| d.membership) {
+            _ if self.ledger.alarms().banned(&self.identity.device()) => self.set(Phase::Banned),
+            None if self.ledger.replica().status().caught_up => self.set(Phase::NotJoined),
+            None => self.set(Phase::Starting),
+            Some(Membership::Pending) => self.set(Phase::WaitingForApproval),
+            Some(Membership::Banned) => self.set(Phase::Banned),
+            Some(Membership::Member) => return self.member(&state),
+        }
+        self.wait_for_change(&state)
+    }
+
+    fn member(&self, state: &State) -> Duration {
+        let delegated = self.identity.delegated(state);
+        if delegated {
+            self.set(Phase::Running);
+        } else if self.phase() != Phase::Running {
+            self.set(Phase::Starting);
+        }
+        let left = self.session_left(state).filter(|_| delegated);
+        if left.is_some_and(|left| left > self.renew_before_ms()) {
+            return self.wait_for_change(state);
+        }
+        match self.delegate(state) {
+            Ok(index) => {
+                let there = |state: &State| state.size() > index;
+                let _ = self.ledger.replica().wait_effective(there, dealer::EFFECTIVE_TIMEOUT);
+                Duration::ZERO
+            }
+            Err(error) => {
+                tracing::warn!(error = super::holder::with_cause(&error), "the session key is not on the ledger yet");
+                RETRY
+            }
+        }
+    }
+
+    fn session_left(&self, state: &State) -> Option<u64> {
+        let session = state.devices.get(&self.identity.device())?.session()?;
+        Some(session.not_after_ms.saturating_sub(clock::local_ms()))
+    }
+
+    fn life_ms(&self) -> u64 {
+        match self.session_ms {
+            0 => SESSION_MS_MAX - MARGIN_MS,
+            ms => ms.min(SESSION_MS_MAX - MARGIN_MS),
+        }
+    }
+
+    /// A session is renewed when an eighth of its life is left.
+    fn renew_before_ms(&self) -> u64 {
+        self.life_ms() / 8
+    }
+
+    fn delegate(&self, state: &State) -> Result<u64, DelegateError> {
+        let known = state.devices.get(&self.identity.device()).and_then(|d| d.session());
+        let start_counter = self.starts.next(known.map_or(0, |s| s.start_counter))?;
+        let record = Record::Delegate(Delegate {
+            session_key: Verifier(self.identity.session().public()),
+            start_counter,
+            vault_generation: self.vault.generation(),
+            not_after_ms: clock::local_ms().saturating_add(self.life_ms()),
+            addresses: self.addresses.clone(),
+        });
+        Ok(self.records.post_by_identity(&record, &[], dealer::POST_TIMEOUT)?)
+    }
+
+    fn wait_for_change(&self, state: &State) -> Duration {
+        let size = state.size();
+        let _ = self.ledger.replica().wait_effective(|s| s.size() != size, LOOK);
+        Duration::ZERO
+    }
+
+    fn set(&self, phase: Phase) {
+        let mut now = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        if *now != phase {
+            tracing::info!(from = ?*now, to = ?phase, "device");
+            *now = phase;
+        }
+    }
+}

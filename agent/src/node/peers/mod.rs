@@ -1,0 +1,81 @@
+//! Other agents: connections to them, questions and answers. Format page: `docs/formats/peer.md`.
+//!
+//! | Part | Is |
+//! |---|---|
+//! | [`Peers`] | the connections that this agent opened, kept ready |
+//! | [`Exchange`] | questions to several devices at once, asked and awaited by one thread |
+//! | [`Server`] | one thread for each connection that others opened |
+//!
+//! What must never happen here: a byte of an application message before both sides have proved the session key of a member; a shard in a
+//! message in the clear; an unbounded wait, frame, or number of connections.
+
+mod conn;
+mod exchange;
+mod link;
+mod pool;
+mod server;
+mod tls;
+
+pub use exchange::{Exchange, Outcome};
+pub use pool::Peers;
+pub use server::{Caller, Server, Service};
+
+use mayfly_crypto::envelope::Ephemeral;
+use mayfly_crypto::sign::PublicKey;
+use mayfly_protocol::peer::{Hello, VERSION};
+use mayfly_protocol::{DeviceId, Head, NetworkId};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a peer with an unknown session key is kept waiting for the ledger to bring it.
+pub const UNKNOWN_KEY_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest time from connecting to the first question.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Age after which a connection is replaced, and with it the keys of TLS and envelope.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(300);
+/// Age after which the serving side closes a connection that its opener has not replaced.
+pub const SERVED_AGE_MAX: Duration = Duration::from_secs(600);
+/// Most connections that this agent opens to one device.
+pub const CONNECTIONS_PER_PEER_MAX: usize = 48;
+/// Most connections of one device that are served.
+pub const SERVED_PER_PEER_MAX: usize = 64;
+/// Most connections whose opener has not proved a key yet.
+pub const UNPROVED_MAX: usize = 32;
+
+/// What connections need to know of the verified ledger.
+pub trait Directory: Send + Sync + std::fmt::Debug {
+    /// The member whose newest, valid session key this is. Waits for the ledger to bring an unknown one, up to `patience`.
+    fn device_of(&self, key: &PublicKey, patience: Duration) -> Option<DeviceId>;
+    /// The newest, valid session key of a member that is not banned.
+    fn session_of(&self, device: &DeviceId) -> Option<PublicKey>;
+    /// Where a member can be reached, `host:port`.
+    fn addresses_of(&self, device: &DeviceId) -> Vec<String>;
+    /// The newest head that this device has verified.
+    fn head(&self) -> Head;
+}
+
+/// This device, as it greets.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// The network.
+    pub network: NetworkId,
+    /// This device.
+    pub device: DeviceId,
+    /// The verified ledger.
+    pub directory: Arc<dyn Directory>,
+}
+
+impl Local {
+    fn hello(&self, ephemeral: &Ephemeral) -> Hello {
+        Hello {
+            version: VERSION,
+            network: self.network,
+            device: self.device,
+            ephemeral: ephemeral.public(),
+            head: self.directory.head(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

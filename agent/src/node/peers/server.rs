@@ -1,0 +1,215 @@
+//! The answering side: one blocking thread for each connection that another agent opened, so that an answer needs no hop.
+
+use super::conn::exporter;
+use super::link::{Link, LinkError};
+use super::tls::{self, Tls};
+use super::{Local, OPEN_TIMEOUT, Peers, SERVED_AGE_MAX, SERVED_PER_PEER_MAX, UNPROVED_MAX};
+use mayfly_crypto::envelope::{Ephemeral, Session};
+use mayfly_crypto::sign::PublicKey;
+use mayfly_protocol::DeviceId;
+use mayfly_protocol::peer::{self, Answer, Ask, Cause, Hello, Message, Refused, Reply, Request};
+use std::collections::HashMap;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Stack of a connection's thread; secrets are worked on elsewhere (the secret stack).
+const STACK_BYTES: usize = 256 * 1024;
+/// Pause after a failed `accept` (no descriptors left), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the accepting thread looks whether it is to end.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Who asks: proved in the TLS handshake, looked up again for each question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The device.
+    pub device: DeviceId,
+    /// Its session key.
+    pub key: PublicKey,
+}
+
+/// Answers questions.
+pub trait Service: Send + Sync {
+    /// Answers one question; called on the connection's thread.
+    fn answer(&self, caller: &Caller, session: &mut Session, ask: Ask) -> Reply;
+}
+
+/// The open connections of others.
+pub struct Server {
+    local: Local,
+    tls: Arc<rustls::ServerConfig>,
+    service: Arc<dyn Service>,
+    connections_max: usize,
+    unproved: AtomicUsize,
+    served: Mutex<HashMap<u64, Served>>,
+    next: Mutex<u64>,
+}
+
+struct Served {
+    caller: Option<Caller>,
+    /// A second handle, to end the connection from another thread.
+    socket: TcpStream,
+}
+
+impl Server {
+    /// Serves connections of members with `peers`' session key.
+    pub fn new(peers: &Peers, service: Arc<dyn Service>, connections_max: usize) -> Arc<Server> {
+        let local = peers.local().clone();
+        let tls = Arc::new(Tls::server(peers.tls(), local.directory.clone()));
+        let (unproved, served, next) = Default::default();
+        Arc::new(Server { local, tls, service, connections_max, unproved, served, next })
+    }
+
+    /// Accepts connections until `shutdown` is set. The body of a thread.
+    pub fn run(self: &Arc<Self>, listener: &TcpListener, shutdown: &AtomicBool) {
+        while !shutdown.load(Ordering::Relaxed) {
+            let watched = [(std::os::fd::AsFd::as_fd(listener), rustix::event::PollFlags::IN)];
+            match super::link::wait_any(&watched, Instant::now() + LOOK_INTERVAL) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(_) => std::thread::sleep(ACCEPT_PAUSE),
+            }
+            match listener.accept() {
+                Ok((socket, from)) => self.admit(socket, from),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a peer's connection");
+                    std::thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+        self.end(|_| true);
+    }
+
+    /// Ends the connections of callers that `which` names (and of those not known yet, when all are meant).
+    pub fn end(&self, which: impl Fn(Option<&Caller>) -> bool) {
+        for served in self.served().values().filter(|s| which(s.caller.as_ref())) {
+            // The thread that serves it sees the end and tidies up; one that is gone already needs nothing.
+            let _ = served.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Ends connections whose caller is no member any more, or has a newer session.
+    pub fn prune(&self) {
+        let directory = &self.local.directory;
+        self.end(|caller| caller.is_some_and(|c| directory.session_of(&c.device) != Some(c.key)));
+    }
+
+    /// Connections that are open.
+    pub fn count(&self) -> usize {
+        self.served().len()
+    }
+
+    fn served(&self) -> MutexGuard<'_, HashMap<u64, Served>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(self: &Arc<Self>, socket: TcpStream, from: SocketAddr) {
+        let full = self.count() >= self.connections_max || self.unproved.load(Ordering::Relaxed) >= UNPROVED_MAX;
+        let Ok(second) = socket.try_clone() else { return };
+        if full {
+            tracing::warn!(%from, "too many connections of peers; one is refused");
+            return;
+        }
+        let number = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            *next += 1;
+            *next
+        };
+        self.served().insert(number, Served { caller: None, socket: second });
+        self.unproved.fetch_add(1, Ordering::Relaxed);
+        let server = self.clone();
+        let thread = std::thread::Builder::new().name("peer".into()).stack_size(STACK_BYTES).spawn(move || {
+            mayfly_secmem::mask_signals_on_this_thread();
+            match server.serve(socket, number) {
+                Ok(()) | Err(LinkError::Closed) => tracing::debug!(%from, "a peer's connection ended"),
+                Err(error) => tracing::info!(%from, %error, "a peer's connection ended"),
+            }
+            server.served().remove(&number);
+        });
+        if let Err(error) = thread {
+            tracing::warn!(%error, "no thread for a peer's connection");
+            self.unproved.fetch_sub(1, Ordering::Relaxed);
+            self.served().remove(&number);
+        }
+    }
+
+    fn serve(&self, socket: TcpStream, number: u64) -> Result<(), LinkError> {
+        let opened = self.open(socket, number);
+        self.unproved.fetch_sub(1, Ordering::Relaxed);
+        let (mut link, caller, mut session) = opened?;
+        let end = Instant::now() + SERVED_AGE_MAX;
+        loop {
+            match link.frame()? {
+                Some(frame) => self.one(&mut link, &caller, &mut session, &frame)?,
+                None if Instant::now() >= end => return Ok(link.close()),
+                None => {
+                    link.wait(end)?;
+                }
+            }
+        }
+    }
+
+    /// TLS, greetings, envelope: before [`OPEN_TIMEOUT`] or not at all.
+    fn open(&self, socket: TcpStream, number: u64) -> Result<(Link, Caller, Session), LinkError> {
+        let deadline = Instant::now() + OPEN_TIMEOUT;
+        let tls = rustls::ServerConnection::new(self.tls.clone())?;
+        let mut link = Link::new(socket, rustls::Connection::Server(tls))?;
+        while !link.shake()? {
+            if !link.wait(deadline)? {
+                return Err(LinkError::Late);
+            }
+        }
+        let key = tls::peer_key(link.tls()).ok_or(LinkError::NotMember)?;
+        let device = self.local.directory.device_of(&key, Duration::ZERO).ok_or(LinkError::NotMember)?;
+        let theirs = loop {
+            match link.frame()? {
+                Some(frame) => break Hello::from_bytes(&frame)?,
+                None if link.wait(deadline)? => {}
+                None => return Err(LinkError::Late),
+            }
+        };
+        theirs.check(&self.local.network, &device)?;
+        let caller = Caller { device, key };
+        self.register(number, &caller)?;
+        let ephemeral = Ephemeral::generate()?;
+        let ours = self.local.hello(&ephemeral);
+        let transcript = peer::channel_transcript(&theirs, &ours, &exporter(link.tls())?);
+        let session = ephemeral.agree(&theirs.ephemeral, &transcript)?;
+        link.send(&ours.frame())?;
+        Ok((link, caller, session))
+    }
+
+    fn register(&self, number: u64, caller: &Caller) -> Result<(), LinkError> {
+        let mut served = self.served();
+        let of_this_device = served.values().filter(|s| s.caller.as_ref().is_some_and(|c| c.device == caller.device));
+        if of_this_device.count() >= SERVED_PER_PEER_MAX {
+            return Err(std::io::Error::other("this device has too many connections already").into());
+        }
+        if let Some(entry) = served.get_mut(&number) {
+            entry.caller = Some(caller.clone());
+        }
+        Ok(())
+    }
+
+    /// One question. Membership is looked up for each: a ban takes effect in the middle of a connection.
+    fn one(&self, link: &mut Link, caller: &Caller, session: &mut Session, frame: &[u8]) -> Result<(), LinkError> {
+        let Request { id, ask } = Request::from_bytes(frame)?;
+        let known = self.local.directory.session_of(&caller.device) == Some(caller.key);
+        let reply = if known {
+            self.service.answer(caller, session, ask)
+        } else {
+            let text = "the session key is not that of a member any more";
+            Reply::Refused(Refused::new(Cause::Session, text, self.local.directory.head()))
+        };
+        link.send(&Answer { id, reply }.frame())?;
+        if known { Ok(()) } else { Err(LinkError::NotMember) }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server({} connections)", self.count())
+    }
+}
