@@ -1,0 +1,160 @@
+//! `mayfly dev`: a whole network on this machine, for development and tests.
+//!
+//! It does what an operator does (init, invite, join, approve, roles, a token), on loopback, with every danger set that this takes. It must
+//! never touch a process that it did not start, and `down` leaves none.
+
+mod address;
+mod book;
+mod down;
+mod env;
+mod fault;
+mod process;
+mod up;
+
+use super::announce::{Announcer, field, table};
+use anyhow::{Context, Result, bail, ensure};
+use book::Book;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// A whole network on this machine, for development and tests
+#[derive(Debug, Subcommand)]
+#[command(
+    after_help = "Example:\n  mayfly dev up --dir /tmp/net && . /tmp/net/env && pkcs11-tool --module $MAYFLY_MODULE -L\n  mayfly dev down --dir /tmp/net"
+)]
+pub enum Dev {
+    Up(up::Up),
+    Down(Down),
+    Kill(Named),
+    Start(Start),
+    Pause(Named),
+    Resume(Named),
+    Status(Status),
+    #[command(hide = true)]
+    Launch(Launch),
+}
+
+/// End a network; no process is left
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly dev down --dir /tmp/net")]
+pub struct Down {
+    /// Folder of the network
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+/// Start a process of a network again
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly dev start --dir /tmp/net agent-2")]
+pub struct Start {
+    /// Folder of the network
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// The process: agent-1, ledger-1, …
+    name: String,
+    /// Do not wait until it works (an agent works when enough witnesses answer)
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Kill (SIGKILL), pause (SIGSTOP) or resume one process of a network
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly dev kill --dir /tmp/net agent-2\n  \
+    mayfly dev pause --dir /tmp/net agent-3\n  mayfly dev resume --dir /tmp/net agent-3")]
+pub struct Named {
+    /// Folder of the network
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// The process: agent-1, ledger-1, …
+    name: String,
+}
+
+/// Show the processes of a network
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly dev status --dir /tmp/net --json")]
+pub struct Status {
+    /// Folder of the network
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+/// Becomes a program in a session of its own (used by `dev up`)
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly dev launch sleep 60")]
+pub struct Launch {
+    /// The program
+    program: OsString,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+impl Dev {
+    /// Runs the command.
+    pub fn run(self, out: &Announcer) -> Result<()> {
+        match self {
+            Dev::Up(c) => c.run(out),
+            Dev::Down(c) => {
+                let ended = down::down(&folder(&c.dir)?)?;
+                out.result(&json!({"ended": ended}), |_| format!("ended {ended} processes; none is left"));
+                Ok(())
+            }
+            Dev::Kill(c) => c.run(out, fault::kill, "killed"),
+            Dev::Start(c) => {
+                fault::start(&folder(&c.dir)?, &c.name, !c.no_wait)?;
+                out.result(&json!({"name": c.name, "done": "started"}), |_| format!("{} started", c.name));
+                Ok(())
+            }
+            Dev::Pause(c) => c.run(out, fault::pause, "paused"),
+            Dev::Resume(c) => c.run(out, fault::resume, "resumed"),
+            Dev::Status(c) => {
+                let dir = folder(&c.dir)?;
+                out.result(&open(&dir)?.status(), status);
+                Ok(())
+            }
+            Dev::Launch(c) => Err(process::launch(&c.program, &c.arguments)),
+        }
+    }
+}
+
+impl Named {
+    fn run(self, out: &Announcer, act: fn(&Path, &str) -> Result<()>, done: &str) -> Result<()> {
+        act(&folder(&self.dir)?, &self.name)?;
+        out.result(&json!({"name": self.name, "done": done}), |_| format!("{} {done}", self.name));
+        Ok(())
+    }
+}
+
+/// The folder as an absolute path: processes work from `/`.
+fn folder(dir: &Path) -> Result<PathBuf> {
+    std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))
+}
+
+fn open(dir: &Path) -> Result<Book> {
+    Book::read(dir)?
+        .with_context(|| format!("there is no network in {}; `mayfly dev up --dir` makes one", dir.display()))
+}
+
+fn status(status: &Value) -> String {
+    let heading = ["NAME", "ROLE", "PID", "STATE"].map(String::from).to_vec();
+    let row = |process: &Value| ["name", "role", "pid", "state"].map(|name| field(process, name)).to_vec();
+    let processes = status.get("processes").and_then(Value::as_array).into_iter().flatten();
+    table(&std::iter::once(heading).chain(processes.map(row)).collect::<Vec<_>>())
+}
+
+/// Refuses what later versions bring, in one sentence.
+fn not_yet(asked: bool, what: &str) -> Result<()> {
+    if asked {
+        bail!("{what} cannot be used in `mayfly dev` yet; leave the option out");
+    }
+    Ok(())
+}
+
+/// Names of files in the network's folder must fit into a socket's address (sun_path, 108 bytes with its end).
+fn check_socket_length(path: &Path) -> Result<()> {
+    let length = path.as_os_str().len();
+    ensure!(length < 108, "{} has {length} bytes, a socket's path at most 107; choose a shorter --dir", path.display());
+    Ok(())
+}

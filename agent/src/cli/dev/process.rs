@@ -1,0 +1,181 @@
+//! Background processes that are known by process id *and* start time, so that a signal never hits a stranger who got the same number.
+
+use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often a process that shall end is looked at.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Who a process is: a number that the kernel uses again, and the moment at which it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Process id.
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`: clock ticks since the machine started.
+    pub start_time: u64,
+}
+
+/// What `/proc/PID/stat` says.
+struct Stat {
+    state: char,
+    session: i32,
+    start_time: u64,
+}
+
+impl Identity {
+    /// The process that has this number now.
+    pub fn of(pid: i32) -> Option<Self> {
+        stat(pid).map(|s| Self { pid, start_time: s.start_time })
+    }
+
+    /// Whether it runs: a stranger with its number, or a zombie, is not it.
+    pub fn is_alive(&self) -> bool {
+        stat(self.pid).is_some_and(|s| s.start_time == self.start_time && !is_dead(s.state))
+    }
+
+    /// Sends a signal to this very process; nothing happens if it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let Some(pid) = Pid::from_raw(self.pid) else { bail!("{} is not a process id", self.pid) };
+        // The descriptor is taken first: what is checked afterwards cannot change any more.
+        let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(()),
+            other => other.with_context(|| format!("cannot open process {pid}", pid = self.pid))?,
+        };
+        if !self.is_alive() {
+            return Ok(());
+        }
+        match pidfd_send_signal(&handle, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot signal process {}", self.pid)),
+        }
+    }
+
+    /// The living processes of the session that this process led, and itself. A number stays taken while a session has it, so
+    /// if a stranger has the number now, the session is over.
+    pub fn session(&self) -> Vec<Identity> {
+        if stat(self.pid).is_some_and(|s| s.start_time != self.start_time) {
+            return Vec::new();
+        }
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+        let member = |pid: i32| {
+            let s = stat(pid).filter(|s| (s.session == self.pid || pid == self.pid) && !is_dead(s.state))?;
+            Some(Identity { pid, start_time: s.start_time })
+        };
+        pids.filter_map(member).collect()
+    }
+}
+
+/// Waits until all have ended, at most until `deadline`; those that have not.
+pub fn wait_for_end(processes: &[Identity], deadline: Instant) -> Vec<Identity> {
+    loop {
+        let left: Vec<Identity> = processes.iter().copied().filter(Identity::is_alive).collect();
+        if left.is_empty() || Instant::now() >= deadline {
+            return left;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Starts a program in the background: a session of its own, output into `log`, no terminal.
+///
+/// `mayfly dev launch` does the part that must happen in the new process (see [`launch`]).
+pub fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Identity> {
+    let opened = || {
+        File::options().create(true).append(true).open(log).with_context(|| format!("cannot open {}", log.display()))
+    };
+    let own = std::env::current_exe().context("cannot find my own program")?;
+    let mut command = Command::new(own);
+    command.args(["dev", "launch"]).arg(program).args(arguments);
+    command.stdin(Stdio::null()).stdout(opened()?).stderr(opened()?).current_dir("/");
+    let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let pid = i32::try_from(child.id()).context("process id out of range")?;
+    // Not waited for, so even if it has ended already the kernel keeps its entry until we end.
+    Identity::of(pid).with_context(|| format!("cannot look at process {pid}"))
+}
+
+/// Becomes the leader of a new session, then the program. Returns only if that failed.
+pub fn launch(program: &OsStr, arguments: &[std::ffi::OsString]) -> anyhow::Error {
+    match rustix::process::setsid() {
+        Err(error) => anyhow::Error::new(error).context("cannot make a new session"),
+        Ok(_) => {
+            let error = Command::new(program).args(arguments).exec();
+            anyhow::Error::new(error).context(format!("cannot run {}", PathBuf::from(program).display()))
+        }
+    }
+}
+
+/// The boot that start times count from.
+pub fn boot_id() -> Result<String> {
+    let id =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the kernel does not tell its boot id")?;
+    Ok(id.trim().to_owned())
+}
+
+fn is_dead(state: char) -> bool {
+    matches!(state, 'Z' | 'X' | 'x')
+}
+
+fn stat(pid: i32) -> Option<Stat> {
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The name, second and in parentheses, may hold anything, parentheses too: fields are counted from its last one.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    Some(Stat {
+        state: field(3)?.chars().next()?,
+        session: field(6)?.parse().ok()?,
+        start_time: field(22)?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_of_awkward_names() {
+        let tail = "S 1 77 77 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 123456 1 2";
+        for name in ["mayflyd", "a) S 5 5 5", "((", " "] {
+            let stat = parse_stat(&format!("42 ({name}) {tail}")).unwrap();
+            assert_eq!((stat.state, stat.session, stat.start_time), ('S', 77, 123_456), "{name}");
+        }
+        assert!(parse_stat("42 (x) S 1").is_none());
+        assert!(parse_stat("").is_none());
+    }
+
+    #[test]
+    fn a_stranger_with_the_same_number_is_left_alone() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let me = Identity::of(i32::try_from(child.id()).unwrap()).unwrap();
+        let stranger = Identity { start_time: me.start_time + 1, ..me };
+        assert!(me.is_alive() && !stranger.is_alive());
+        stranger.signal(Signal::KILL).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "the stranger was killed");
+        me.signal(Signal::KILL).unwrap();
+        assert!(wait_for_end(&[me], Instant::now() + Duration::from_secs(5)).is_empty(), "a zombie counts as ended");
+        child.wait().unwrap();
+        me.signal(Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn ended_processes_have_no_session() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let identity = Identity::of(i32::try_from(child.id()).unwrap()).unwrap();
+        child.wait().unwrap();
+        assert!(identity.session().is_empty());
+        let own = Identity::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(own.is_alive());
+    }
+}

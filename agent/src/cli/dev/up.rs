@@ -1,0 +1,371 @@
+//! Making a network: init, gateway, agents (in parallel), approval, roles, a token with its PINs, environment files.
+
+use super::address;
+use super::book::{Book, Part, Process};
+use super::down;
+use super::env::Env;
+use super::process::{self, Identity};
+use super::{check_socket_length, not_yet};
+use crate::cli::admin::{Administrator, Signing};
+use crate::cli::agent::Agent;
+use crate::cli::announce::Announcer;
+use crate::cli::init::{self, Plan};
+use crate::cli::join::{self, NewDevice};
+use crate::cli::value;
+use crate::cli::{device, invite, token};
+use crate::config::NewKeys;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use mayfly_plugin_api::find_artifact;
+use mayfly_protocol::record::DeviceRole;
+use mayfly_secmem::SecretBytes;
+use serde_json::{Value, json};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The administrator's key in the network's folder.
+pub const ADMIN_KEY: &str = "administrator.key";
+/// Label of the token.
+const TOKEN_LABEL: &str = "mayfly";
+/// Most agents of one network.
+const AGENTS_MAX: u8 = 63;
+/// How long a process may take until it works.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often readiness is looked at.
+const POLL: Duration = Duration::from_millis(3);
+
+/// Make a network: a ledger, agents, and a token that all of them show
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly dev up --dir /tmp/net --agents 3 --threshold 2 && . /tmp/net/env\n  \
+    pkcs11-tool --module $MAYFLY_MODULE --login --pin $MAYFLY_USER_PIN --keygen --key-type AES:32 --label k")]
+pub struct Up {
+    /// Folder of the network; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// How many agents
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=i64::from(AGENTS_MAX)))]
+    agents: u8,
+    /// How many shards a key needs
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=i64::from(AGENTS_MAX)))]
+    threshold: u8,
+    /// Kinds of vault, dealt round-robin
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…", default_value = "file")]
+    vaults: Vec<VaultKind>,
+    /// Store of the ledger
+    #[arg(long, value_enum, value_name = "KIND", default_value = "embedded")]
+    ledger: LedgerKind,
+    /// How many gateways
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    gateways: u8,
+    /// Life of assembled keys: per-operation or window:SECONDS
+    #[arg(long, value_name = "LIFE", default_value = "per-operation", value_parser = value::residency)]
+    residency: String,
+    /// When holders open their vaults: boot, window:SECONDS or per-release
+    #[arg(long, value_name = "WHEN", default_value = "boot", value_parser = value::vault_open)]
+    vault_open: String,
+    /// Every process ends when this one does
+    #[arg(long, value_name = "PID", hide = true)]
+    watch_pid: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum VaultKind {
+    /// A file under a passphrase: for development
+    File,
+    /// A TPM 2.0
+    Tpm,
+    /// A PKCS#11 token
+    Pkcs11,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LedgerKind {
+    /// A file of the one gateway
+    Embedded,
+    /// An etcd cluster
+    Etcd,
+}
+
+impl Up {
+    /// Runs the command. What was started is ended again if the network does not come up.
+    pub fn run(self, out: &Announcer) -> Result<()> {
+        self.check()?;
+        let dir = super::folder(&self.dir)?;
+        let started = Instant::now();
+        let mut site = Site::new(&dir, self.watch_pid)?;
+        if let Err(error) = self.make(&mut site, out) {
+            down::end(&site.book).context("the network did not come up, and could not be ended")?;
+            return Err(error.context(format!("the network did not come up; its logs are in {}", dir.display())));
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let result = json!({"dir": dir, "agents": self.agents, "threshold": self.threshold, "seconds": seconds,
+            "env": dir.join("env"), "processes": site.book.status().get("processes").cloned().unwrap_or_default()});
+        out.result(&result, |_| {
+            let (agents, threshold, dir) = (self.agents, self.threshold, dir.display());
+            format!("{agents} agents are ready after {seconds:.1} s; keys need {threshold} of them\n\n  . {dir}/env\n  mayfly dev down --dir {dir}")
+        });
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.threshold <= self.agents, "{} agents cannot hold keys that need {}", self.agents, self.threshold);
+        not_yet(self.vaults.contains(&VaultKind::Tpm), "a TPM")?;
+        not_yet(self.vaults.contains(&VaultKind::Pkcs11), "a PKCS#11 token as vault")?;
+        not_yet(self.ledger == LedgerKind::Etcd, "etcd")?;
+        not_yet(self.gateways != 1, "more than one gateway")?;
+        not_yet(self.vault_open != "boot", "a vault that is opened again and again")
+    }
+
+    fn make(&self, site: &mut Site, out: &Announcer) -> Result<()> {
+        let gateway = address::choose()?;
+        let step = Steps::new(out);
+        init::make(&site.dir, &Plan::development(gateway))?;
+        site.start_gateway(gateway)?;
+        step.done("gateway");
+        let mut administrator = Administrator::open(&Signing::of(site.dir.join(ADMIN_KEY)))?;
+        step.done("administrator");
+        let invitations = (0..self.agents).map(|_| invite::make_text(&mut administrator, READY_TIMEOUT));
+        let invitations = invitations.collect::<Result<Vec<SecretBytes>>>()?;
+        step.done("invitations");
+        self.join_all(site, gateway, &invitations)?;
+        step.done("joined");
+        site.start_agents(self.agents)?;
+        for number in 1..=self.agents {
+            device::approve(&mut administrator, &agent_name(number))?;
+        }
+        token::create(&mut administrator, TOKEN_LABEL, &[], &[], &[])?;
+        for number in 1..=self.agents {
+            device::set_roles(&mut administrator, &agent_name(number), &[DeviceRole::Holder, DeviceRole::Witness])?;
+        }
+        step.done("approved");
+        self.finish(site)?;
+        step.done("ready");
+        Ok(())
+    }
+
+    /// Every device joins at the same time.
+    fn join_all(&self, site: &Site, gateway: SocketAddr, invitations: &[SecretBytes]) -> Result<()> {
+        let new_keys = NewKeys {
+            threshold: self.threshold,
+            shares: self.agents,
+            assemblers: vec!["*".into()],
+            window_seconds: self.residency.strip_prefix("window:").and_then(|s| s.parse().ok()).unwrap_or(0),
+        };
+        std::thread::scope(|scope| {
+            let join_one = |(number, invitation): (u8, &SecretBytes)| {
+                let (folder, new_keys) = (site.dir.join(agent_name(number)), new_keys.clone());
+                let invitation = invitation.expose().to_owned();
+                scope.spawn(move || {
+                    let device = NewDevice::development(&agent_name(number), &folder, gateway.ip(), new_keys);
+                    join::join(&invitation, &device).with_context(|| format!("{} cannot join", agent_name(number)))
+                })
+            };
+            let threads: Vec<_> = (1..).zip(invitations).map(join_one).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("joining panicked"))?.map(drop))
+        })
+    }
+
+    /// PINs, environment files, and the wait until every agent works.
+    fn finish(&self, site: &Site) -> Result<()> {
+        let (so_pin, user_pin) = (random_pin(8)?, random_pin(6)?);
+        let secret = |pin: &str| SecretBytes::new_with(pin.len(), |slot| slot.copy_from_slice(pin.as_bytes()));
+        wait_until_fresh(&site.socket(1))?;
+        token::set_first_pins(&site.socket(1), TOKEN_LABEL, &secret(&so_pin)?, &secret(&user_pin)?)?;
+        let module = find_artifact("libmayfly_pkcs11.so")?;
+        for number in 1..=self.agents {
+            let socket = site.socket(number);
+            wait_until_usable(&socket, self.agents)?;
+            let env = Env {
+                dir: &site.dir,
+                module: &module,
+                socket: &socket,
+                token_label: TOKEN_LABEL,
+                so_pin: &so_pin,
+                user_pin: &user_pin,
+            };
+            env.write(&site.dir.join(agent_name(number)).join("env"))?;
+            if number == 1 {
+                env.write(&site.dir.join("env"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A network that is being made.
+struct Site {
+    dir: PathBuf,
+    book: Book,
+    watch: Vec<String>,
+}
+
+impl Site {
+    fn new(dir: &Path, watch_pid: Option<u32>) -> Result<Self> {
+        check_socket_length(&dir.join(agent_name(AGENTS_MAX)).join("agent.sock"))?;
+        if let Some(book) = Book::read(dir)? {
+            ensure!(
+                !book.processes.iter().any(Process::is_alive),
+                "a network runs in {}; end it with `mayfly dev down`",
+                dir.display()
+            );
+        }
+        init::make_private_dir(dir)?;
+        ensure!(is_empty(dir)?, "{} is not empty; choose another --dir, or empty it", dir.display());
+        let watch = watch_pid.map(|pid| vec!["--watch-pid".to_owned(), pid.to_string()]).unwrap_or_default();
+        Ok(Self { dir: dir.to_owned(), book: Book::new()?, watch })
+    }
+
+    fn socket(&self, number: u8) -> PathBuf {
+        self.dir.join(agent_name(number)).join("agent.sock")
+    }
+
+    /// Starts a program and writes it into the book at once, so that `down` finds it whatever happens next.
+    fn start(&mut self, name: &str, role: Part, program: &str, config: &Path) -> Result<Process> {
+        let program = find_artifact(program)?;
+        let config = config.to_str().with_context(|| format!("{} is not UTF-8", config.display()))?;
+        let arguments = [&["--config".to_owned(), config.to_owned()], self.watch.as_slice()].concat();
+        let identity = Some(process::spawn(&program, &arguments, &log(&self.dir, name))?);
+        let process = Process { name: name.to_owned(), role, program, arguments, identity, paused: false };
+        self.book.processes.push(process.clone());
+        self.book.write(&self.dir)?;
+        Ok(process)
+    }
+
+    fn start_gateway(&mut self, address: SocketAddr) -> Result<()> {
+        let config = self.dir.join(init::LEDGER_CONFIG);
+        let process = self.start("ledger-1", Part::Ledger, "mayfly-ledger", &config)?;
+        wait_for_gateway(&process, address)
+    }
+
+    fn start_agents(&mut self, agents: u8) -> Result<()> {
+        for number in 1..=agents {
+            let name = agent_name(number);
+            let config = self.dir.join(&name).join(join::CONFIG);
+            self.start(&name, Part::Agent, "mayflyd", &config)?;
+        }
+        Ok(())
+    }
+}
+
+/// The log file of a process.
+pub fn log(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.log"))
+}
+
+/// Waits until a process that was started works.
+pub fn wait_until_ready(dir: &Path, process: &Process) -> Result<()> {
+    match process.role {
+        Part::Ledger => {
+            let network = init::read_network(dir)?;
+            let gateway = network.gateways.first().context("the network has no gateway")?;
+            let address =
+                gateway.address.parse().with_context(|| format!("'{}' is not an address", gateway.address))?;
+            wait_for_gateway(process, address)
+        }
+        Part::Agent => {
+            let socket = dir.join(&process.name).join("agent.sock");
+            wait(READY_TIMEOUT, || {
+                ensure_alive(process)?;
+                status(&socket).map(|status| is_fresh(&status)).or(Ok(false))
+            })
+            .with_context(|| {
+                format!("{} does not become ready; its log is {}", process.name, log(dir, &process.name).display())
+            })
+        }
+    }
+}
+
+fn wait_for_gateway(process: &Process, address: SocketAddr) -> Result<()> {
+    wait(READY_TIMEOUT, || {
+        ensure_alive(process)?;
+        Ok(TcpStream::connect(address).is_ok())
+    })
+    .with_context(|| format!("no gateway answers at {address}"))
+}
+
+fn ensure_alive(process: &Process) -> Result<()> {
+    if process.identity.as_ref().is_some_and(Identity::is_alive) { Ok(()) } else { bail!("{} has ended", process.name) }
+}
+
+fn wait_until_fresh(socket: &Path) -> Result<()> {
+    wait(READY_TIMEOUT, || Ok(status(socket).is_ok_and(|s| is_fresh(&s))))
+        .with_context(|| format!("the agent at {} does not become ready", socket.display()))
+}
+
+/// Fresh, connected to all others, and the token with both PINs is seen.
+fn wait_until_usable(socket: &Path, agents: u8) -> Result<()> {
+    let connected = |status: &Value| {
+        let peers = status.get("peers").and_then(Value::as_array).into_iter().flatten();
+        peers.filter(|peer| peer.get("connected") == Some(&Value::Bool(true))).count()
+    };
+    wait(READY_TIMEOUT, || {
+        let Ok(status) = status(socket) else { return Ok(false) };
+        let all = connected(&status) + 1 >= usize::from(agents);
+        Ok(all && is_fresh(&status) && sees_token(socket)?)
+    })
+    .with_context(|| format!("the agent at {} does not become ready", socket.display()))
+}
+
+fn sees_token(socket: &Path) -> Result<bool> {
+    let tokens = crate::cli::agent::ask(socket, &json!({"command": "token.list"}))?;
+    let ready = |token: &Value| {
+        token.get("label") == Some(&json!(TOKEN_LABEL)) && token.get("user_pin_set") == Some(&json!(true))
+    };
+    Ok(tokens.as_array().is_some_and(|tokens| tokens.iter().any(ready)))
+}
+
+fn status(socket: &Path) -> Result<Value> {
+    Agent::connect(socket)?.ask(&json!({"command": "status"}), |_| ())
+}
+
+fn is_fresh(status: &Value) -> bool {
+    status.get("fresh") == Some(&Value::Bool(true))
+}
+
+/// Polls until `ready` says so; its error, or the time-out, ends the wait.
+fn wait(timeout: Duration, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    while !ready()? {
+        ensure!(Instant::now() < deadline, "waited {} s", timeout.as_secs());
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn agent_name(number: u8) -> String {
+    format!("agent-{number}")
+}
+
+fn is_empty(dir: &Path) -> Result<bool> {
+    let mut entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    Ok(entries.next().is_none())
+}
+
+/// Decimal digits; written to `env`, so no secret.
+fn random_pin(digits: usize) -> Result<String> {
+    let mut random = vec![0; digits];
+    getrandom::fill(&mut random).context("the kernel gave no randomness")?;
+    Ok(random.iter().map(|byte| char::from(b'0' + byte % 10)).collect())
+}
+
+/// Where the time goes, with `MAYFLY_DEV_TIMES` set.
+struct Steps {
+    started: Instant,
+    shown: bool,
+}
+
+impl Steps {
+    fn new(out: &Announcer) -> Self {
+        let _ = out;
+        Self { started: Instant::now(), shown: std::env::var_os("MAYFLY_DEV_TIMES").is_some() }
+    }
+
+    fn done(&self, step: &str) {
+        if self.shown {
+            eprintln!("{:6} ms  {step}", self.started.elapsed().as_millis());
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The command line `mayfly`.
+//!
+//! It asks the agent over its socket, or, for what only an administrator may say, signs with the administrator's key and submits to the
+//! ledger's gateway. It must never see a key, a shard or a root; PINs, passphrases and join tokens are read into locked memory and go on
+//! in binary form, never in JSON.
+//!
+//! Exit status: 0 done, 1 refused or failed (the reason and the next step are on standard error), 2 wrong use.
+
+mod admin;
+mod agent;
+mod announce;
+mod ask;
+mod dev;
+mod device;
+mod init;
+mod invite;
+mod iv;
+mod join;
+mod key;
+mod keyfile;
+mod ledger;
+mod plugin;
+mod status;
+mod token;
+mod value;
+mod why;
+
+use announce::Announcer;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Where an agent listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/mayfly/agent.sock";
+
+/// Keys that exist for one operation.
+#[derive(Debug, Parser)]
+#[command(name = "mayfly", version, max_term_width = 120, arg_required_else_help = true)]
+#[command(after_help = "Example: a network on this machine, and a first key\n  \
+    mayfly dev up --dir /tmp/net && . /tmp/net/env\n  \
+    mayfly key create web --type ec:p256\n\n\
+    Exit status: 0 done, 1 refused or failed, 2 wrong use.")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// Socket of the agent
+    #[arg(long, global = true, env = "MAYFLY_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET, hide_env_values = true)]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Init),
+    Invite(invite::Invite),
+    Join(join::Join),
+    #[command(subcommand)]
+    Device(device::Device),
+    Ban(device::Ban),
+    #[command(subcommand)]
+    Token(token::Token),
+    #[command(subcommand)]
+    Key(key::Key),
+    Iv(iv::Iv),
+    Status(status::Status),
+    Why(why::Why),
+    #[command(subcommand)]
+    Ledger(ledger::Ledger),
+    #[command(subcommand)]
+    Plugin(plugin::Plugin),
+    #[command(subcommand)]
+    Dev(dev::Dev),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    // Without a hardened process, passphrases and PINs could end in a core file: better not to ask for them.
+    if let Err(error) = mayfly_secmem::harden_process() {
+        eprintln!("mayfly: cannot protect this process: {error}");
+        return ExitCode::FAILURE;
+    }
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mayfly: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let out = Announcer::new(cli.global.json);
+    let socket = &cli.global.socket;
+    match cli.command {
+        Command::Init(c) => c.run(&out),
+        Command::Invite(c) => c.run(&out),
+        Command::Join(c) => c.run(&out),
+        Command::Device(c) => c.run(&out, socket),
+        Command::Ban(c) => c.run(&out),
+        Command::Token(c) => c.run(&out, socket),
+        Command::Key(c) => c.run(&out, socket),
+        Command::Iv(c) => c.run(&out, socket),
+        Command::Status(c) => c.run(&out, socket),
+        Command::Why(c) => c.run(&out, socket),
+        Command::Ledger(c) => c.run(&out, socket),
+        Command::Plugin(c) => c.run(&out),
+        Command::Dev(c) => c.run(&out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn every_command(command: &clap::Command, path: &str, check: &mut impl FnMut(&str, &clap::Command)) {
+        let path = format!("{path} {}", command.get_name());
+        check(&path, command);
+        command.get_subcommands().for_each(|c| every_command(c, &path, check));
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_help_tells_and_shows() {
+        every_command(&Cli::command(), "", &mut |path, command| {
+            assert!(command.get_about().is_some(), "{path} has no description");
+            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(example.contains("Example"), "{path} has no example");
+            if command.get_subcommands().next().is_none() {
+                let words = path.trim().to_owned();
+                assert!(example.contains(&words), "the example of `{words}` does not use it");
+            }
+        });
+    }
+
+    #[test]
+    fn wrong_use_is_told_apart() {
+        for words in [
+            &["mayfly", "nonsense"][..],
+            &["mayfly", "key", "create"],
+            &["mayfly", "key", "create", "k", "--type", "aes:100"],
+            &["mayfly", "key", "create", "k", "--type", "aes:256", "--split", "4/3"],
+            &["mayfly", "dev", "up"],
+            &["mayfly", "iv"],
+        ] {
+            let error = Cli::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `mayfly status`: how this device stands.
+
+use super::agent::ask;
+use super::announce::{Announcer, field, table};
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Show how this device stands: membership, freshness, ledger, vault, peers
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly status --json")]
+pub struct Status {}
+
+impl Status {
+    /// Runs the command.
+    pub fn run(self, out: &Announcer, socket: &Path) -> Result<()> {
+        let status = ask(socket, &json!({"command": "status"}))?;
+        out.result(&status, people);
+        Ok(())
+    }
+}
+
+fn people(status: &Value) -> String {
+    let part = |name: &str| status.get(name).unwrap_or(&Value::Null);
+    let (ledger, witnesses, vault, memory) = (part("ledger"), part("witnesses"), part("vault"), part("memory"));
+    let fresh = match (part("fresh"), part("freshness_age_ms").as_u64()) {
+        (Value::Bool(true), Some(age)) => format!("yes, {:.1} s ago", age as f64 / 1000.0),
+        (Value::Bool(true), None) => "yes".into(),
+        _ => "NO: nothing is released until enough witnesses answer".into(),
+    };
+    let connected =
+        if ledger.get("connected") == Some(&Value::Bool(true)) { "connected to" } else { "NOT connected; last" };
+    let software =
+        if vault.get("software_only") == Some(&Value::Bool(true)) { " (software only: for development)" } else { "" };
+    let memory_kind = if memory.get("memfd_secret") == Some(&Value::Bool(true)) { "memfd_secret" } else { "mlock" };
+    let rows = [
+        (
+            "device",
+            format!("{} ({}), roles: {}", field(status, "device"), field(status, "membership"), field(status, "roles")),
+        ),
+        ("network", field(status, "network_name")),
+        ("fresh", fresh),
+        (
+            "ledger",
+            format!(
+                "{} entries, {} in effect; {connected} {}",
+                field(ledger, "size"),
+                field(ledger, "effective_size"),
+                field(ledger, "gateway")
+            ),
+        ),
+        (
+            "witnesses",
+            format!(
+                "{} of {} must sign; {} may lie",
+                field(witnesses, "quorum"),
+                field(witnesses, "n"),
+                field(witnesses, "tolerated_liars")
+            ),
+        ),
+        ("vault", format!("{}, generation {}{software}", field(vault, "kind"), field(vault, "generation"))),
+        (
+            "secret memory",
+            format!(
+                "{memory_kind}, {} of {} bytes in use",
+                field(memory, "used_bytes"),
+                field(memory, "capacity_bytes")
+            ),
+        ),
+        ("tokens", field(status, "tokens")),
+        ("keys", field(status, "keys")),
+    ];
+    let mut text = table(&rows.map(|(title, value)| vec![title.to_owned(), value]));
+    let peers = part("peers").as_array().map(Vec::as_slice).unwrap_or_default();
+    for peer in peers {
+        let state =
+            if peer.get("connected") == Some(&Value::Bool(true)) { "connected".into() } else { field(peer, "reason") };
+        text.push_str(&format!("peer {} at {}: {state}\n", field(peer, "device"), field(peer, "address")));
+    }
+    if let Some(alarm) = ledger.get("alarm").and_then(Value::as_str) {
+        text.push_str(&format!("ALARM: {alarm}\n"));
+    }
+    for warning in part("warnings").as_array().into_iter().flatten().filter_map(Value::as_str) {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_wrong() {
+        let status = json!({"device": "agent-1", "membership": "member", "roles": ["holder"], "fresh": false,
+            "ledger": {"connected": false, "gateway": "g:1", "size": 9, "effective_size": 8, "alarm": "the ledger has forked"},
+            "vault": {"kind": "file", "generation": 1, "software_only": true}, "warnings": ["clock differs"],
+            "peers": [{"device": "agent-2", "address": "a:1", "connected": false, "reason": "refused"}]});
+        let text = people(&status);
+        for part in [
+            "NO: nothing is released",
+            "NOT connected",
+            "software only",
+            "ALARM: the ledger has forked",
+            "clock differs",
+            "agent-2 at a:1: refused",
+        ] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+    }
+}
