@@ -261,7 +261,9 @@ impl Model {
                 Ok(Response::Created(response::Created { object: self.add(owned(&create.template), create.session) }))
             }
             Request::GenerateKey(generate) => {
-                let object = self.add(owned(&generate.template), generate.session);
+                let mut attributes = aes_key();
+                attributes.extend(owned(&generate.template));
+                let object = self.add(attributes, generate.session);
                 Ok(Response::Created(response::Created { object }))
             }
             Request::GenerateKeyPair(pair) => {
@@ -342,6 +344,13 @@ impl Model {
         *memory = encoded(&List::from(page));
         Response::Found(response::Found { more: all.len() > 2, handles: decoded(memory) })
     }
+}
+
+/// What a new key has besides its template.
+fn aes_key() -> BTreeMap<u64, Vec<u8>> {
+    let yes = [CKA_ENCRYPT, CKA_DECRYPT].map(|kind| (kind, vec![1]));
+    let numbers = [(CKA_CLASS, CKO_SECRET_KEY), (CKA_KEY_TYPE, CKK_AES)];
+    yes.into_iter().chain(numbers.map(|(kind, value)| (kind, value.to_le_bytes().to_vec()))).collect()
 }
 
 fn op_is(request: &Request<'_>, op: Op) -> bool {
