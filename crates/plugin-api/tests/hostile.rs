@@ -4,7 +4,9 @@
 // helpers of tests say what they expect by unwrapping, too
 #![allow(clippy::unwrap_used)]
 
-use mayfly_plugin_api::{HostConfig, Network, PathRule, PluginError, Tier, VaultPlugin, abi::Alg};
+use mayfly_plugin_api::{
+    Append, BackendPlugin, Head, HostConfig, Network, PathRule, PluginError, Status, Tier, VaultPlugin, abi::Alg,
+};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -25,14 +27,18 @@ impl Bench {
 
     /// Compiles the hostile vault with defines.
     fn build(&self, defines: &[&str]) -> PathBuf {
+        let name = format!("libmayfly_vault_hostile{}.so", defines.join("")).replace(['"', ' ', '='], "_");
+        self.compile("vault.c", &name, defines)
+    }
+
+    fn compile(&self, source: &str, name: &str, defines: &[&str]) -> PathBuf {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let library = self.dir.path().join(format!("libmayfly_vault_hostile{}.so", defines.join("")));
-        let library = PathBuf::from(library.to_str().unwrap().replace(['"', ' ', '='], "_"));
+        let library = self.dir.path().join(name);
         let run = Command::new("cc")
             .args(["-std=gnu11", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-stringop-overflow", "-I"])
             .arg(here.join("include"))
             .args(defines.iter().map(|define| format!("-D{define}")))
-            .arg(here.join("tests/hostile/vault.c"))
+            .arg(here.join("tests/hostile").join(source))
             .arg("-o")
             .arg(&library)
             .arg("-lpthread")
@@ -163,6 +169,7 @@ fn bad_calls() {
         ("gives no reason", "open_key: Io, no reason given"),
         ("writes garbage to the socket", "open_key: bad answer: a field is missing"),
         ("writes a giant frame", "open_key: bad answer: an answer of 1073741824 bytes"),
+        ("forges an answer", "open_key: bad answer: an answer to another call"),
         ("closes all descriptors", "the plugin ended during open_key"),
         ("makes a process", "open_key: fork refused"),
         ("runs a program", "open_key: exec refused"),
@@ -220,6 +227,88 @@ fn lies_in_other_calls() {
     vault.identity_public(None, true).unwrap();
     assert!(error_of(vault.identity_public(None, true)).contains("the identity key is another one than before"));
     assert_eq!(start("has odd texts").describe().unwrap().security_note.chars().next(), Some('\u{fffd}'));
+}
+
+#[test]
+fn lies_of_a_backend() {
+    let bench = Bench::new();
+    let library = bench.compile("backend.c", "libmayfly_ledger_liar.so", &[]);
+    type Call = fn(&BackendPlugin) -> String;
+    let second_head: Call = |backend| {
+        backend.head().unwrap();
+        error_of(backend.head())
+    };
+    let read: Call = |backend| error_of(backend.read(1, 1000));
+    let snapshot: Call = |backend| error_of(backend.get_snapshot_piece(7, 0));
+    let cases: [(&str, Call, &str); 15] = [
+        ("loses an entry", second_head, "head 1 (epoch 1), but 2 (epoch 1) was there before"),
+        ("goes back an epoch", second_head, "head 2 (epoch 0), but 2 (epoch 1) was there before"),
+        ("changes its hash", second_head, "head 2 with another hash than before"),
+        ("prunes what is there", read, "entry 1 pruned, yet 1 is the first left"),
+        ("gives a later bundle", read, "a bundle 2..2 of 3 bytes"),
+        ("gives an empty range", read, "a bundle 0..0 of 3 bytes"),
+        ("claims a long bundle", read, "a bundle 0..2 of 1152921504606846976 bytes"),
+        ("cuts the bundle", read, "a field is missing"),
+        ("claims a long answer", read, "it claims 2097153 bytes in a buffer of 2097152"),
+        (
+            "gives a later checkpoint",
+            |backend| error_of(backend.latest_checkpoint(5)),
+            "a checkpoint of size 6, asked for at most 5",
+        ),
+        ("gives a later snapshot", snapshot, "a snapshot piece outside its snapshot"),
+        ("gives a huge snapshot", snapshot, "a snapshot piece outside its snapshot"),
+        ("gives more than the whole", snapshot, "a snapshot piece outside its snapshot"),
+        ("gives an empty piece", snapshot, "an empty snapshot piece before the end"),
+        ("half holds a lease", |backend| error_of(backend.lease("x", &[0; 16], PATIENT)), "held is 2"),
+    ];
+    for (mode, call, expected) in cases {
+        let text = call(&BackendPlugin::start(&bench.config(&library, mode)).unwrap());
+        assert!(
+            text.starts_with("ledger(liar): ") && text.contains(&format!("bad answer: {expected}")),
+            "{mode}: {text}"
+        );
+    }
+    for (mode, bytes) in [("takes huge bundles", "1099511627776"), ("takes no bundles", "1")] {
+        let text = error_of(BackendPlugin::start(&bench.config(&library, mode)));
+        assert!(text.ends_with(&format!("caps: bad answer: a bundle limit of {bytes} bytes")), "{mode}: {text}");
+    }
+}
+
+/// Whatever may have happened to an append is `Unknown`, never an error that reads like "not stored", never "done".
+#[test]
+fn doubtful_appends_of_a_backend() {
+    let bench = Bench::new();
+    let library = bench.compile("backend.c", "libmayfly_ledger_liar.so", &[]);
+    let append = |mode| {
+        let backend = BackendPlugin::start(&bench.config(&library, mode)).unwrap();
+        let expected = backend.head().unwrap();
+        backend.append_if_head(&expected, &Head { size: 3, bundle_hash: [3; 32], ..expected }, b"entry")
+    };
+    assert!(matches!(append("honest"), Ok(Append::Done)));
+    for mode in ["does not know", "ends in append", "hangs in append", "conflicts with what was expected"] {
+        let answer = append(mode);
+        assert!(matches!(answer, Ok(Append::Unknown(_))), "{mode}: {answer:?}");
+    }
+    assert_eq!(append("is full").unwrap_err().status(), Some(Status::ReadOnly), "certainly not stored");
+}
+
+#[test]
+fn a_wait_holds_up_nothing() {
+    let bench = Bench::new();
+    let library = bench.compile("backend.c", "libmayfly_ledger_liar.so", &[]);
+    let backend = BackendPlugin::start(&bench.config(&library, "waits")).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| backend.wait(9, Duration::from_secs(2)));
+        let started = Instant::now();
+        backend.head().unwrap();
+        assert!(started.elapsed() < Duration::from_secs(1), "head waited {:?}", started.elapsed());
+        assert_eq!(waiter.join().unwrap().unwrap().size, 2);
+    });
+    let backend = BackendPlugin::start(&bench.config(&library, "hangs in wait")).unwrap();
+    let pid = backend.host_pid();
+    assert!(matches!(backend.wait(9, Duration::from_millis(100)), Err(PluginError::TimedOut { .. })));
+    backend.head().unwrap();
+    assert_eq!(backend.host_pid(), pid, "the process that appends was left alone");
 }
 
 #[test]

@@ -161,6 +161,13 @@ static int32_t vault_open_key(void *handle, uint64_t generation, uint32_t tier, 
         const char *bytes = is("writes a giant frame") ? "\x00\x00\x00\x40" : "\x04\x00\x00\x00zzzzzzzz";
         for (int fd = 3; fd < 64; fd++) send(fd, bytes, is("writes a giant frame") ? 4 : 12, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
+    if (is("forges an answer")) {
+        /* well-formed and good, but to call 9999 */
+        static const char frame[] = "\x10\0\0\0\x0f\x27\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        memset(key, 0x43, key_len);
+        for (int fd = 3; fd < 64; fd++) send(fd, frame, 20, MSG_NOSIGNAL | MSG_DONTWAIT);
+        usleep(200000);
+    }
     if (is("leaves a thread behind")) {
         pthread_t thread;
         pthread_create(&thread, NULL, scribble, NULL);
