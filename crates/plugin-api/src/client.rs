@@ -103,8 +103,13 @@ pub(crate) fn wrong<T>(what: impl Into<String>) -> Result<T, Wrong> {
 impl Client {
     /// Starts the plugin of `config`, which must be of `kind` if one is given.
     pub(crate) fn start(config: &HostConfig, kind: Option<Kind>) -> Result<Client, PluginError> {
+        let mut config = config.clone();
+        // the host works in the data folder: relative paths would mean something else there
+        for path in [&mut config.host_path, &mut config.plugin_path, &mut config.data_dir] {
+            *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
+        }
         let client = Client {
-            config: config.clone(),
+            config,
             kind,
             state: Mutex::new(State { running: None, opened: None, failures: 0, not_before: None, next_id: 1 }),
             killer: Mutex::new(None),

@@ -422,6 +422,25 @@ fn a_pin_is_kept() {
 }
 
 #[test]
+fn relative_paths_mean_what_the_caller_means() {
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+    let relative = |path: &Path| PathBuf::from(format!("{up}{}", path.strip_prefix("/").unwrap().display()));
+    let whole = bench.config(&library, "hangs once");
+    let config = HostConfig {
+        host_path: relative(&whole.host_path),
+        plugin_path: relative(&whole.plugin_path),
+        data_dir: relative(&whole.data_dir),
+        ..whole.clone()
+    };
+    let vault = VaultPlugin::start(&config).unwrap();
+    let _ = vault.open_key(1, Tier::Boot);
+    assert!(whole.data_dir.join("mark").exists(), "the plugin works in its data folder");
+    vault.open_key(1, Tier::Boot).unwrap();
+}
+
+#[test]
 fn a_data_folder_that_is_open_to_others_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let bench = Bench::new();

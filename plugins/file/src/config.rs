@@ -44,6 +44,9 @@ impl Config {
         if config.passphrase_file.is_some() == config.passphrase_credential.is_some() {
             return Err(refuse("set passphrase_file or passphrase_credential, one of the two"));
         }
+        if config.passphrase_file.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err(refuse("passphrase_file is not an absolute path"));
+        }
         config.cost()?;
         Ok(config)
     }
@@ -130,6 +133,7 @@ mod tests {
             ("passphrase_credential = 'x'", true),
             ("passphrase_file = '/x'\nargon2_memory_kib = 65536\nargon2_passes = 3", true),
             ("", false),
+            ("passphrase_file = 'x'", false),
             ("passphrase_file = '/x'\npassphrase_credential = 'x'", false),
             ("passphrase_file = '/x'\nunknown = 1", false),
             ("passphrase_file = '/x'\nargon2_memory_kib = 1024", false),
