@@ -222,3 +222,106 @@ impl Chain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Ledger, chain};
+
+    #[test]
+    fn a_bundle_is_taken_whole_or_not_at_all() {
+        let mut ledger = Ledger::new();
+        let genesis = ledger.start();
+        let (a, b) = (ledger.token("a"), ledger.token("b"));
+        let mut broken = b.clone();
+        broken.first = a.first;
+        broken.entries = [a.entries.clone(), vec![vec![1].into()]].concat();
+
+        let mut chain = chain(ledger.network, &[genesis.clone()]);
+        assert_eq!(chain.extend(&b), Err(ChainError::Gap { expected: 1, got: 2 }));
+        assert_eq!(chain.extend(&genesis), Err(ChainError::Gap { expected: 1, got: 0 }));
+        assert!(matches!(chain.extend(&broken), Err(ChainError::Refused { index: 2, .. })));
+        assert_eq!((chain.tip().size(), chain.effective().size()), (1, 1));
+        chain.extend(&a).unwrap();
+        chain.extend(&b).unwrap();
+        assert_eq!(chain.tip().head(), ledger.head());
+
+        let mut other = Chain::new(NetworkId([9; 32]));
+        assert_eq!(other.extend(&genesis), Err(ChainError::OtherNetwork(ledger.network)));
+        assert_eq!(other.tip().size(), 0);
+    }
+
+    #[test]
+    fn without_witnesses_the_tip_is_effective_and_the_first_appointment_ends_that_also_inside_a_bundle() {
+        let mut ledger = Ledger::new();
+        let mut bundles = vec![ledger.start()];
+        let (device, joined) = ledger.device("w");
+        bundles.extend(joined);
+        let appointed = ledger.witness(&device, true);
+        let at = ledger.head();
+        let after = ledger.token("t");
+        let mut chain = chain(ledger.network, &bundles);
+        assert_eq!(chain.effective().size(), chain.tip().size());
+        let mut joint = appointed.clone();
+        joint.entries.extend(after.entries.clone());
+        chain.extend(&joint).unwrap();
+        assert_eq!(chain.effective().size(), at.size, "the appointment itself is the last that needs no witness");
+        assert_eq!(chain.tip().size(), at.size + 1);
+    }
+
+    #[test]
+    fn a_head_advances_with_a_quorum_of_those_who_were_witnesses_before_it() {
+        let mut ledger = Ledger::new();
+        let mut bundles = vec![ledger.start()];
+        let mut devices = Vec::new();
+        for name in ["a", "b", "c"] {
+            let (device, joined) = ledger.device(name);
+            bundles.extend(joined);
+            devices.push(device);
+        }
+        let [a, b, c] = &devices[..] else { panic!() };
+        bundles.push(ledger.witness(a, true));
+        let mut chain = chain(ledger.network, &bundles);
+        let first = ledger.head();
+        chain.extend(&ledger.witness(b, true)).unwrap();
+        let two = ledger.head();
+        chain.extend(&ledger.witness(c, true)).unwrap();
+        let three = ledger.head();
+        let sign = |head: &Head, by: &[&crate::testing::Device]| {
+            by.iter().map(|d| d.cosign(&ledger.network, head, 5)).collect::<Vec<_>>()
+        };
+        // b and c are not witnesses yet in the effective state: they cannot vote themselves in
+        assert_eq!(chain.advance(&three, &sign(&three, &[b, c])), Advance::NotWitnessed);
+        assert_eq!(chain.advance(&two, &sign(&two, &[a])), Advance::Advanced);
+        assert_eq!(chain.advance(&first, &sign(&first, &[a])), Advance::Old);
+        assert_eq!(chain.advance(&three, &sign(&three, &[b])), Advance::NotWitnessed, "one of two");
+        assert_eq!(chain.advance(&three, &sign(&three, &[b, b])), Advance::NotWitnessed, "twice the same");
+        assert_eq!(chain.advance(&three, &sign(&two, &[a, b])), Advance::NotWitnessed, "signatures of another head");
+        assert_eq!(chain.advance(&three, &sign(&three, &[a, b])), Advance::Advanced);
+        assert_eq!(chain.effective().head(), three);
+
+        let ahead = Head { size: three.size + 1, ..three };
+        assert_eq!(chain.advance(&ahead, &sign(&ahead, &[a, b, c])), Advance::Unknown);
+        let forked = Head { root: Default::default(), ..two };
+        assert_eq!(chain.advance(&forked, &sign(&forked, &[a, b, c])), Advance::Conflict(two));
+    }
+
+    #[test]
+    fn a_long_wait_for_witnesses_takes_bounded_memory_and_ends_well() {
+        let mut ledger = Ledger::new();
+        let mut bundles = vec![ledger.start()];
+        let (device, joined) = ledger.device("w");
+        bundles.extend(joined);
+        bundles.push(ledger.witness(&device, true));
+        let mut chain = chain(ledger.network, &bundles);
+        let before = chain.effective().size();
+        for n in 0..MARKS_MAX + 10 {
+            chain.extend(&ledger.token(&format!("t{n}"))).unwrap();
+        }
+        assert_eq!((chain.effective().size(), chain.marks.len()), (before, MARKS_MAX));
+        let head = ledger.head();
+        assert_eq!(chain.advance(&head, &[device.cosign(&ledger.network, &head, 5)]), Advance::Advanced);
+        assert_eq!(chain.effective().head(), head);
+        assert!(chain.marks.is_empty());
+    }
+}

@@ -19,17 +19,22 @@ pub mod tls;
 mod author;
 mod chain;
 mod connection;
+mod keeper;
 mod network;
 mod replica;
 mod store;
 mod witness;
 mod worker;
 
+#[cfg(test)]
+mod testing;
+
 pub use author::{Author, EntrySigner, PostError};
 pub use chain::{Advance, Chain, ChainError, Draft};
 pub use network::{GatewayAddress, NetworkFile, NetworkFileError};
 pub use replica::{
-    Alarm, Change, HelloSigner, OpenError, Replica, ReplicaConfig, ReplicaStatus, SignerError, SubmitError, Timeout,
+    Alarm, Change, HelloSigner, OpenError, Replica, ReplicaConfig, ReplicaStatus, SignerError, StoredEntry,
+    SubmitError, Timeout,
 };
 pub use store::StoreError;
 pub use witness::Cosigner;

@@ -136,3 +136,41 @@ impl RawGateway {
         Ok(GatewayAddress { address: self.address, key })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Ledger;
+
+    #[test]
+    fn the_file_reads_back_and_odd_ones_are_refused_with_the_field() {
+        let mut ledger = Ledger::new();
+        ledger.start();
+        let key = ledger.gateway.public();
+        let file = NetworkFile {
+            network: ledger.network,
+            genesis: ledger.genesis.clone(),
+            gateways: vec![GatewayAddress { address: "[::1]:7440".into(), key }],
+        };
+        let text = file.to_toml();
+        assert_eq!(NetworkFile::parse(&text).unwrap(), file);
+        let genesis = BASE64.encode(&ledger.genesis);
+        let none = file.to_toml().split("[[gateway]]").next().unwrap().to_owned();
+        for (text, expected) in [
+            (text.replace("network =", "netwrok ="), "malformed"),
+            (text.replace(&ledger.network.to_string(), "00"), "64 hexadecimal"),
+            (text.replace(&ledger.network.to_string(), &"00".repeat(32)), "another network"),
+            (text.replace(&genesis, "%%"), "base64"),
+            (text.replace(&genesis, "AAAA"), "not valid"),
+            (text.replace(":7440", ":74400"), "host:port"),
+            (text.replace("[::1]:7440", "7440"), "host:port"),
+            (text.replace(&hex::encode(key.to_bytes()), &hex::encode([2; 34])), "Ed25519"),
+            (text.replace(&hex::encode(key.to_bytes()), &hex::encode([1; 33])), "Ed25519"),
+            (none, "gateways"),
+            ("x".repeat(FILE_BYTES_MAX + 1), "longer"),
+        ] {
+            let error = NetworkFile::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+}

@@ -1,13 +1,15 @@
 //! The replica as others use it: blocking calls, any thread.
 
 use crate::chain::Chain;
+use crate::keeper::Keeper;
 use crate::network::NetworkFile;
 use crate::store::{Store, StoreError};
 use crate::witness::Cosigner;
-use crate::worker::{self, Command, Worker};
+use crate::worker::{Command, Submission, Worker};
 use arc_swap::ArcSwap;
 use mayfly_crypto::sign::PublicKey;
 use mayfly_protocol::entry::ENTRY_BYTES_MAX;
+use mayfly_protocol::sync::ForkProof;
 use mayfly_protocol::{Head, State};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,8 +101,8 @@ pub enum Alarm {
     Fork {
         /// Our head at the size in question.
         ours: Head,
-        /// The other head's note, signed by the gateway.
-        proof: Vec<u8>,
+        /// Both heads, signed by gateways, as far as they are here.
+        proof: ForkProof,
     },
     /// A gateway sequenced an entry that breaks the rules as this program knows them. Nothing of it was kept.
     #[error(
@@ -124,6 +126,9 @@ pub enum Alarm {
     #[error("verified entries cannot be stored: {0}")]
     Disk(String),
 }
+
+/// An entry with its index and the sequencer's time in milliseconds: (index, time, bytes).
+pub type StoredEntry = (u64, u64, Vec<u8>);
 
 /// A change of a replica, for subscribers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,6 +188,8 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct Inner {
+    /// Counts changes, for those who wait.
+    changes: u64,
     status: ReplicaStatus,
     subscribers: Vec<mpsc::Sender<Change>>,
 }
@@ -208,8 +215,8 @@ impl Replica {
     }
 
     fn start(config: ReplicaConfig, store: Store) -> Result<Arc<Replica>, OpenError> {
-        let replayed = worker::replay(&config.network, &store)?;
-        let chain = &replayed.chain;
+        let keeper = Keeper::open(config.network.network, store)?;
+        let chain = keeper.chain();
         let (commands, inbox) = tokio::sync::mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             network: config.network,
@@ -220,7 +227,7 @@ impl Replica {
             changed: Condvar::new(),
         });
         shared.with(|status| (status.tip, status.effective) = (chain.tip().head(), chain.effective().head()));
-        let worker = Worker::new(shared.clone(), store, replayed, config.hello, config.witness, inbox)?;
+        let worker = Worker::new(shared.clone(), keeper, config.hello, config.witness, inbox)?;
         let thread = std::thread::Builder::new().name("ledger-replica".into()).stack_size(STACK_BYTES);
         let thread = thread.spawn(move || worker.run()).map_err(OpenError::Thread)?;
         Ok(Arc::new(Replica { shared, thread: Mutex::new(Some(thread)) }))
@@ -246,7 +253,7 @@ impl Replica {
     /// # Errors
     /// [`Timeout`].
     pub fn wait_effective(&self, wanted: impl Fn(&State) -> bool, timeout: Duration) -> Result<Arc<State>, Timeout> {
-        self.shared.wait(timeout, |_| Some(self.effective()).filter(|state| wanted(state)))
+        self.shared.wait(timeout, || Some(self.effective()).filter(|state| wanted(state)))
     }
 
     /// Waits until the tip is as wanted.
@@ -254,7 +261,7 @@ impl Replica {
     /// # Errors
     /// [`Timeout`].
     pub fn wait_tip(&self, wanted: impl Fn(&State) -> bool, timeout: Duration) -> Result<Arc<State>, Timeout> {
-        self.shared.wait(timeout, |_| Some(self.tip()).filter(|state| wanted(state)))
+        self.shared.wait(timeout, || Some(self.tip()).filter(|state| wanted(state)))
     }
 
     /// Waits until a gateway serves this replica and everything it had at the start of that is verified here.
@@ -262,7 +269,8 @@ impl Replica {
     /// # Errors
     /// [`Timeout`].
     pub fn wait_caught_up(&self, timeout: Duration) -> Result<(), Timeout> {
-        self.shared.wait(timeout, |status| (status.connected && status.caught_up).then_some(()))
+        let caught_up = |status: &ReplicaStatus| status.connected && status.caught_up;
+        self.shared.wait(timeout, || caught_up(&self.shared.lock().status).then_some(()))
     }
 
     /// Tells of every change from now on. The receiver may lag or go away; nothing waits for it.
@@ -285,8 +293,8 @@ impl Replica {
         let (reply, answer) = mpsc::sync_channel(1);
         let sent = Arc::new(AtomicBool::new(false));
         let deadline = Instant::now() + timeout;
-        let command = Command::Submit { entry: entry.to_vec(), reply, sent: sent.clone(), deadline };
-        self.shared.commands.send(command).map_err(|_| self.unavailable())?;
+        let submission = Submission { entry: entry.to_vec(), reply, sent: sent.clone(), deadline, under_way: false };
+        self.shared.commands.send(Command::Submit(submission)).map_err(|_| self.unavailable())?;
         match answer.recv_timeout(timeout) {
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) if sent.load(Ordering::Acquire) => {
@@ -301,11 +309,11 @@ impl Replica {
         self.shared.lock().status.clone()
     }
 
-    /// Entries from `from` on as (index, sequencer's time in milliseconds, entry bytes), at most `count` and at most what is verified.
+    /// Entries from `from` on, at most `count` and at most what is verified.
     ///
     /// # Errors
     /// What the store says.
-    pub fn entries(&self, from: u64, count: usize) -> Result<Vec<(u64, u64, Vec<u8>)>, StoreError> {
+    pub fn entries(&self, from: u64, count: usize) -> Result<Vec<StoredEntry>, StoreError> {
         let (reply, answer) = mpsc::sync_channel(1);
         let gone = || StoreError::Redb(Box::new(redb::Error::DatabaseClosed));
         self.shared.commands.send(Command::Entries { from, count, reply }).map_err(|_| gone())?;
@@ -338,7 +346,10 @@ impl Shared {
 
     /// Changes the status and wakes whoever waits.
     pub(crate) fn with(&self, change: impl FnOnce(&mut ReplicaStatus)) {
-        change(&mut self.lock().status);
+        let mut inner = self.lock();
+        change(&mut inner.status);
+        inner.changes = inner.changes.wrapping_add(1);
+        drop(inner);
         self.changed.notify_all();
     }
 
@@ -351,37 +362,44 @@ impl Shared {
         self.effective.store(effective.clone());
         self.with(|status| (status.tip, status.effective) = (tip.head(), effective.head()));
         if tip_grew {
-            self.tell(Change::Tip);
+            self.tell(&Change::Tip);
         }
         if effective_grew {
-            self.tell(Change::Effective);
+            self.tell(&Change::Effective);
         }
     }
 
     /// Tells subscribers; those that have gone are forgotten.
-    pub(crate) fn tell(&self, change: Change) {
+    pub(crate) fn tell(&self, change: &Change) {
         self.lock().subscribers.retain(|s| s.send(change.clone()).is_ok());
     }
 
-    /// Raises an alarm.
+    /// Raises an alarm, unless the same one is up already.
     pub(crate) fn alarm(&self, alarm: Alarm) {
-        tracing::error!(%alarm, "ledger");
-        self.with(|status| status.alarm = Some(alarm.clone()));
-        self.tell(Change::Alarm(alarm));
+        let mut is_new = false;
+        self.with(|status| is_new = status.alarm.replace(alarm.clone()).is_none_or(|old| old != alarm));
+        if is_new {
+            tracing::error!(%alarm, "ledger");
+            self.tell(&Change::Alarm(alarm));
+        }
     }
 
-    fn wait<T>(&self, timeout: Duration, ready: impl Fn(&ReplicaStatus) -> Option<T>) -> Result<T, Timeout> {
+    /// Waits until `ready` gives something. It is asked without any lock held, anew after each change.
+    fn wait<T>(&self, timeout: Duration, ready: impl Fn() -> Option<T>) -> Result<T, Timeout> {
         let deadline = Instant::now() + timeout;
-        let mut inner = self.lock();
         loop {
-            if let Some(found) = ready(&inner.status) {
+            let seen = self.lock().changes;
+            if let Some(found) = ready() {
                 return Ok(found);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Timeout);
+            let mut inner = self.lock();
+            while inner.changes == seen {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(Timeout);
+                }
+                inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
             }
-            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -3,13 +3,15 @@
 //! A leaf rests as it is hashed: big-endian time, then the entry. Nothing here is trusted when it is read: replay judges every entry and
 //! every witnessed head again. Never write past or over what is there: entries are only added at the end.
 
+use crate::replica::StoredEntry;
 use mayfly_protocol::sync::Bundle;
 use redb::backends::InMemoryBackend;
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
-use std::fs::{DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fmt;
+use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the replica's folder.
@@ -79,13 +81,15 @@ pub struct NewHead {
     pub replaces: Option<u64>,
 }
 
+/// Opens the database, anew each time.
+type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send>;
+
 /// The open store.
-#[derive(Debug)]
 pub struct Store {
     /// `None` after [`Store::reopen`] failed.
     db: Option<Database>,
+    open: Opener,
     path: PathBuf,
-    on_disk: bool,
 }
 
 impl Store {
@@ -97,10 +101,11 @@ impl Store {
         let path = dir.join(FILE);
         let failed = |source| StoreError::Open { path: path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create(&path);
-        let db = Some(db.map_err(|e| open_error(&path, e))?);
-        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed)?;
-        Store { db, path, on_disk: true }.of_network(network)
+        // Private from the first byte on, whatever the umask.
+        let made = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        made.and_then(|file| file.set_permissions(Permissions::from_mode(0o600))).map_err(failed)?;
+        let file = path.clone();
+        Store::opened_by(path.clone(), Box::new(move || builder().create(&file)), network)
     }
 
     /// A store that is gone when it is dropped.
@@ -108,10 +113,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn in_memory(network: &[u8; 32]) -> Result<Store, StoreError> {
-        let path = PathBuf::from("in memory");
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
-        let db = Some(db.map_err(|e| open_error(&path, e))?);
-        Store { db, path, on_disk: false }.of_network(network)
+        let open = || builder().create_with_backend(InMemoryBackend::new());
+        Store::opened_by(PathBuf::from("in memory"), Box::new(open), network)
+    }
+
+    fn opened_by(path: PathBuf, open: Opener, network: &[u8; 32]) -> Result<Store, StoreError> {
+        let mut store = Store { db: None, open, path };
+        store.reopen()?;
+        store.of_network(network)
     }
 
     /// Closes the file and opens it again: redb takes no further call after a write failed.
@@ -119,11 +128,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn reopen(&mut self) -> Result<(), StoreError> {
-        if self.on_disk {
-            self.db = None;
-            let db = Database::builder().set_cache_size(CACHE_BYTES).create(&self.path);
-            self.db = Some(db.map_err(|e| open_error(&self.path, e))?);
-        }
+        self.db = None; // the file's lock must be free
+        self.db = Some((self.open)().map_err(|e| open_error(&self.path, e))?);
         Ok(())
     }
 
@@ -242,15 +248,15 @@ impl Store {
         let leaves = read.open_table(LEAVES)?;
         let witnessed = read.open_table(WITNESSED)?;
         let mut heads = witnessed.iter()?.peekable();
-        let mut next = 0;
-        for row in leaves.iter()? {
+        for (expected, row) in (0..).zip(leaves.iter()?) {
             let (index, leaf) = row?;
-            let Some((time, entry)) = leaf.value().split_first_chunk::<8>().filter(|_| index.value() == next) else {
-                return Err(self.damaged(format!("leaf {next} is missing or torn")));
+            let leaf = Some(leaf.value()).filter(|_| index.value() == expected);
+            let Some((time, entry)) = leaf.and_then(|leaf| leaf.split_first_chunk::<8>()) else {
+                return Err(self.damaged(format!("leaf {expected} is missing or torn")));
             };
             each(Stored::Entry(u64::from_be_bytes(*time), entry)).map_err(|what| self.damaged(what))?;
-            next += 1;
-            while let Some(head) = heads.next_if(|row| row.as_ref().map_or(true, |(size, _)| size.value() <= next)) {
+            let size = expected + 1;
+            while let Some(head) = heads.next_if(|row| row.as_ref().map_or(true, |(at, _)| at.value() <= size)) {
                 each(Stored::Witnessed(head?.1.value())).map_err(|what| self.damaged(what))?;
             }
         }
@@ -261,7 +267,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn entries(&self, from: u64, count: usize) -> Result<Vec<(u64, u64, Vec<u8>)>, StoreError> {
+    pub fn entries(&self, from: u64, count: usize) -> Result<Vec<StoredEntry>, StoreError> {
         let leaves = self.db()?.begin_read()?.open_table(LEAVES)?;
         let mut found = Vec::new();
         for row in leaves.range(from..)?.take(count) {
@@ -287,6 +293,18 @@ pub enum Stored<'b> {
     Witnessed(&'b [u8]),
 }
 
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.path.display())
+    }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
 fn open_error(path: &Path, error: DatabaseError) -> StoreError {
     let path = path.to_owned();
     match error {
@@ -297,5 +315,120 @@ fn open_error(path: &Path, error: DatabaseError) -> StoreError {
         DatabaseError::Storage(redb::StorageError::Io(source)) => StoreError::Open { path, source },
         DatabaseError::Storage(redb::StorageError::Corrupted(what)) => StoreError::Damaged { path, what },
         other => StoreError::Redb(Box::new(other.into())),
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    /// A disk in memory that can be full. What was written survives its reopening.
+    #[derive(Debug, Clone, Default)]
+    pub struct Disk {
+        bytes: Arc<Mutex<Vec<u8>>>,
+        pub is_full: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        pub fn store(&self, network: &[u8; 32]) -> Result<Store, StoreError> {
+            let disk = self.clone();
+            let open = move || builder().create_with_backend(disk.clone());
+            Store::opened_by("disk".into(), Box::new(open), network)
+        }
+
+        pub fn flip(&self, needle: &[u8]) {
+            let mut bytes = self.bytes.lock().unwrap();
+            let at = bytes.windows(needle.len()).position(|w| w == needle).expect("the bytes are on the disk");
+            bytes[at] ^= 1;
+        }
+
+        fn check(&self) -> io::Result<()> {
+            if self.is_full.load(Ordering::Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+    }
+
+    impl redb::StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.bytes.lock().unwrap().len() as u64)
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let at = offset as usize;
+            out.copy_from_slice(&self.bytes.lock().unwrap()[at..at + out.len()]);
+            Ok(())
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.check()?;
+            self.bytes.lock().unwrap().resize(len as usize, 0);
+            Ok(())
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.check()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.check()?;
+            let at = offset as usize;
+            self.bytes.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
+            Ok(())
+        }
+    }
+
+    fn bundle(first: u64, entries: &[&[u8]]) -> Bundle {
+        Bundle { first, time_ms: first + 1, entries: entries.iter().map(|e| e.to_vec().into()).collect() }
+    }
+
+    fn contents(store: &Store) -> Vec<String> {
+        let mut found = Vec::new();
+        store
+            .replay(|stored| {
+                found.push(match stored {
+                    Stored::Entry(time, entry) => format!("{time}:{}", String::from_utf8_lossy(entry)),
+                    Stored::Witnessed(message) => format!("witnessed {}", String::from_utf8_lossy(message)),
+                });
+                Ok(())
+            })
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn what_was_kept_comes_back_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let head = |size, replaces| NewHead { size, message: format!("at {size}").into_bytes(), replaces };
+        {
+            let store = Store::open(dir.path(), &[1; 32]).unwrap();
+            assert!(matches!(Store::open(dir.path(), &[1; 32]), Err(StoreError::InUse(_))));
+            store.keep(&[bundle(0, &[b"a", b"b"]), bundle(2, &[b"c"])], &[head(2, None)], Some(2)).unwrap();
+            store.keep(&[], &[head(3, Some(2))], None).unwrap();
+            store.keep(&[bundle(3, &[b"d"])], &[], Some(3)).unwrap();
+        }
+        let store = Store::open(dir.path(), &[1; 32]).unwrap();
+        assert_eq!(contents(&store), ["1:a", "1:b", "3:c", "witnessed at 3", "4:d"]);
+        assert_eq!(store.withheld().unwrap(), Some(3));
+        assert_eq!(store.entries(1, 2).unwrap(), [(1, 1, b"b".to_vec()), (2, 3, b"c".to_vec())]);
+        assert!(matches!(store.keep(&[bundle(5, &[b"f"])], &[], None), Err(StoreError::Damaged { .. })), "a gap");
+        assert!(matches!(store.keep(&[bundle(3, &[b"x"])], &[], None), Err(StoreError::Damaged { .. })), "an overlap");
+        drop(store);
+        assert!(matches!(Store::open(dir.path(), &[2; 32]), Err(StoreError::OtherNetwork(_))));
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_and_what_was_kept_before_is_there_after_reopening() {
+        let disk = Disk::default();
+        let mut store = disk.store(&[1; 32]).unwrap();
+        store.keep(&[bundle(0, &[b"a"])], &[], None).unwrap();
+        disk.is_full.store(true, Ordering::Relaxed);
+        assert!(store.keep(&[bundle(1, &[b"b"])], &[], None).is_err());
+        disk.is_full.store(false, Ordering::Relaxed);
+        store.reopen().unwrap();
+        assert_eq!(contents(&store)[0], "1:a");
+        let next = contents(&store).len() as u64;
+        store.keep(&[bundle(next, &[b"c"])], &[], None).unwrap();
     }
 }

@@ -56,6 +56,9 @@ pub enum Withheld {
         /// Bound of the network's policy.
         skew_ms: u64,
     },
+    /// The session key cannot be used.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
     /// A leaf below the head was sequenced at a time that had already passed.
     #[error("entry {0} is dated before this device had last seen the whole ledger")]
     Backdated(u64),

@@ -1,19 +1,17 @@
-//! The replica's thread: connects, verifies, stores, publishes, cosigns, submits. One thing after the other.
+//! The replica's thread: connects, takes what comes, publishes, cosigns, submits. One thing after the other.
 
-use crate::chain::{Advance, Chain, ChainError};
 use crate::connection::{Connection, ConnectionError};
-use crate::network::{GatewayAddress, NetworkFile};
-use crate::replica::{Alarm, Change, HelloSigner, OpenError, Shared, SubmitError};
-use crate::store::{NewHead, Store, StoreError, Stored};
-use crate::witness::{self, Cosigner, Duty};
+use crate::keeper::{Broken, Keeper, with_cause};
+use crate::network::GatewayAddress;
+use crate::replica::{Alarm, Change, HelloSigner, OpenError, Shared, StoredEntry, SubmitError};
+use crate::store::StoreError;
+use crate::witness::{Cosigner, Withheld};
 use futures_util::FutureExt;
-use mayfly_crypto::sign::PublicKey;
-use mayfly_protocol::Head;
 use mayfly_protocol::record::Verifier;
-use mayfly_protocol::sync::{
-    self, Bundle, Bye, CHALLENGE_BYTES, FromClient, FromGateway, Hello, WitnessedHead, hello_message, verify_note,
-};
+use mayfly_protocol::sync::{self, Bye, CHALLENGE_BYTES, ForkProof, FromClient, FromGateway, Hello, hello_message};
+use mayfly_protocol::{Head, cbor};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,24 +37,17 @@ const PING_AFTER: Duration = Duration::from_secs(20);
 const DEAD_AFTER: Duration = Duration::from_secs(45);
 /// Bundles that arrived together share one sync to disk, up to so many bytes of entries.
 const COMMIT_BYTES_MAX: usize = 1024 * 1024;
-/// Wait after the disk failed.
+/// Wait after the disk failed, milliseconds.
 const DISK_RETRY_MS: u64 = 1000;
-/// Longest wait that a gateway may ask for.
+/// Wait after a gateway that will hardly be different the next moment, milliseconds.
+const HOPELESS_RETRY_MS: u64 = 1000;
+/// Longest wait that a gateway may ask for, milliseconds.
 const RETRY_MS_MAX: u64 = 60_000;
 
 /// What users ask of the thread.
 pub enum Command {
     /// Put an entry on the ledger.
-    Submit {
-        /// The entry.
-        entry: Vec<u8>,
-        /// Where the outcome goes; its reader may have gone.
-        reply: SyncSender<Result<u64, SubmitError>>,
-        /// Set before the entry is sent for the first time.
-        sent: Arc<AtomicBool>,
-        /// Nobody waits after this moment.
-        deadline: Instant,
-    },
+    Submit(Submission),
     /// Read stored entries.
     Entries {
         /// First index.
@@ -64,19 +55,24 @@ pub enum Command {
         /// Most entries.
         count: usize,
         /// Where they go.
-        reply: SyncSender<Result<Vec<(u64, u64, Vec<u8>)>, StoreError>>,
+        reply: SyncSender<Result<Vec<StoredEntry>, StoreError>>,
     },
     /// End.
     Stop,
 }
 
-struct Pending {
-    entry: Vec<u8>,
-    reply: SyncSender<Result<u64, SubmitError>>,
-    sent: Arc<AtomicBool>,
-    deadline: Instant,
-    /// Not sent over the present connection yet.
-    unsent: bool,
+/// An entry on its way to the ledger.
+pub struct Submission {
+    /// The entry.
+    pub entry: Vec<u8>,
+    /// Where the outcome goes; its reader may have gone.
+    pub reply: SyncSender<Result<u64, SubmitError>>,
+    /// Set before the entry is sent for the first time.
+    pub sent: Arc<AtomicBool>,
+    /// Nobody waits after this moment.
+    pub deadline: Instant,
+    /// Sent over the present connection.
+    pub under_way: bool,
 }
 
 /// How a connection ended.
@@ -91,108 +87,46 @@ enum End {
 
 impl From<ConnectionError> for End {
     fn from(e: ConnectionError) -> End {
-        End::Lost(e.to_string(), 0)
+        End::Lost(with_cause(&e), 0)
     }
-}
-
-/// What arrived together and is stored and published together.
-#[derive(Default)]
-struct Batch {
-    bundles: Vec<Bundle>,
-    bytes: usize,
-    /// The newest proposed head.
-    proposed: Option<Head>,
-    /// Witnessed heads that moved the effective state.
-    witnessed: Vec<NewHead>,
 }
 
 /// The thread's own.
 pub struct Worker {
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
-    store: Store,
-    chain: Chain,
+    keeper: Keeper,
     hello: Arc<dyn HelloSigner>,
     witness: Option<Arc<dyn Cosigner>>,
-    duty: Duty,
-    /// The newest proposed head: cosigned as soon as it may be.
-    proposed: Option<Head>,
-    /// Size of the newest stored witnessed head that no change of witnesses hangs on.
-    replaceable: Option<u64>,
     commands: UnboundedReceiver<Command>,
-    pending: BTreeMap<u64, Pending>,
+    submissions: BTreeMap<u64, Submission>,
     next_id: u64,
     last_heard: Instant,
-    /// A write failed: what is on disk is not known, and the store wants to be opened anew.
-    doubtful: bool,
-}
-
-/// What [`replay`] found.
-pub struct Replayed {
-    /// All that is stored, verified.
-    pub chain: Chain,
-    /// Size of the newest stored witnessed head, if no change of witnesses hangs on it.
-    pub replaceable: Option<u64>,
-}
-
-/// Reads and judges again all that is stored.
-pub fn replay(network: &NetworkFile, store: &Store) -> Result<Replayed, StoreError> {
-    let mut found = Replayed { chain: Chain::new(network.network), replaceable: None };
-    store.replay(|stored| match stored {
-        Stored::Entry(time_ms, entry) => found.chain.push(time_ms, entry).map_err(|e| with_cause(&e)),
-        Stored::Witnessed(message) => {
-            let message: WitnessedHead =
-                mayfly_protocol::cbor::from_exact(message).map_err(|e| format!("a witnessed head: {e}"))?;
-            let chain = &mut found.chain;
-            let (head, _) = verify_note(chain.tip(), &network.network, &message.note).map_err(|e| with_cause(&e))?;
-            let (advance, changed) = advance(chain, &head, &message);
-            found.replaceable = (!changed).then_some(head.size);
-            match advance {
-                Advance::Conflict(_) | Advance::NotWitnessed => {
-                    Err(format!("witnessed head {} does not hold", head.size))
-                }
-                Advance::Advanced | Advance::Old | Advance::Unknown => Ok(()),
-            }
-        }
-    })?;
-    Ok(found)
-}
-
-/// Takes a witnessed head; true when the witnesses of the effective state changed by it. Such heads are kept for ever: whoever starts from
-/// nothing goes from one to the next.
-fn advance(chain: &mut Chain, head: &Head, message: &WitnessedHead) -> (Advance, bool) {
-    let before = chain.effective().witnesses();
-    let advance = chain.advance(head, &message.cosignatures);
-    (advance, chain.effective().witnesses() != before)
 }
 
 impl Worker {
     /// Prepares the thread's work.
+    ///
+    /// # Errors
+    /// [`OpenError::Thread`].
     pub fn new(
         shared: Arc<Shared>,
-        store: Store,
-        replayed: Replayed,
+        keeper: Keeper,
         hello: Arc<dyn HelloSigner>,
         witness: Option<Arc<dyn Cosigner>>,
         commands: UnboundedReceiver<Command>,
     ) -> Result<Worker, OpenError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::Thread)?;
-        let duty = Duty { withheld: store.withheld()?, ..Duty::default() };
         Ok(Worker {
             shared,
             runtime: Some(runtime),
-            store,
-            chain: replayed.chain,
+            keeper,
             hello,
             witness,
-            duty,
-            proposed: None,
-            replaceable: replayed.replaceable,
             commands,
-            pending: BTreeMap::new(),
+            submissions: BTreeMap::new(),
             next_id: 0,
             last_heard: Instant::now(),
-            doubtful: false,
         })
     }
 
@@ -200,8 +134,8 @@ impl Worker {
     pub fn run(mut self) {
         let Some(runtime) = self.runtime.take() else { return };
         runtime.block_on(self.keep_up());
-        if let Err(error) = self.store.sync() {
-            tracing::warn!(%error, "replica");
+        if let Err(error) = self.keeper.store().sync() {
+            tracing::warn!(error = with_cause(&error), "replica");
         }
         runtime.shutdown_background(); // a name lookup may still hang
     }
@@ -214,20 +148,18 @@ impl Worker {
         let mut turn = random(gateways.len() as u64) as usize;
         let mut failures = 0;
         loop {
-            let Some(gateway) = gateways.get(turn % gateways.len()) else { return };
+            let Some(gateway) = gateways.get(turn % gateways.len().max(1)) else { return };
             let started = Instant::now();
             let end = self.serve(gateway).await;
             self.disconnected(&end);
-            match end {
+            let asked = match end {
                 End::Stop => return,
                 End::Halt(alarm) => return self.halt(alarm).await,
-                End::Lost(..) if started.elapsed() >= STABLE_AFTER => failures = 0,
-                End::Lost(..) => {}
-            }
-            let asked = match end {
                 End::Lost(_, retry_ms) => Duration::from_millis(retry_ms.min(RETRY_MS_MAX)),
-                _ => Duration::ZERO,
             };
+            if started.elapsed() >= STABLE_AFTER {
+                failures = 0;
+            }
             if self.pause(asked + backoff(failures)).await.is_break() {
                 return;
             }
@@ -236,10 +168,11 @@ impl Worker {
         }
     }
 
-    /// One connection, from first to last.
+    // --- one connection -----------------------------------------------------------------------------------------------------
+
     async fn serve(&mut self, gateway: &GatewayAddress) -> End {
         self.shared.with(|status| status.gateway = Some(gateway.address.clone()));
-        if let Err(error) = self.settle_doubt() {
+        if let Err(error) = self.keeper.settle_doubt() {
             self.shared.alarm(Alarm::Disk(with_cause(&error)));
             return End::Lost("the replica's store cannot be opened".into(), DISK_RETRY_MS);
         }
@@ -249,31 +182,30 @@ impl Worker {
         }
     }
 
-    async fn follow(&mut self, gateway: &GatewayAddress) -> Result<std::convert::Infallible, End> {
+    async fn follow(&mut self, gateway: &GatewayAddress) -> Result<Infallible, End> {
         let (mut connection, versions, challenge) = Connection::open(gateway).await?;
         if !versions.contains(&sync::VERSION) {
-            return Err(End::Lost("the gateway speaks other versions; one side must be updated".into(), RETRY_MS_MAX));
+            let text = "the gateway speaks other versions of the protocol; one side must be updated";
+            return Err(End::Lost(text.into(), HOPELESS_RETRY_MS));
         }
         let hello = self.sign_hello(gateway, &connection, &challenge)?;
         connection.send(&FromClient::Hello(hello)).await?;
         let target = timeout(WELCOME_MAX, self.await_welcome(&mut connection)).await;
         let target = target.map_err(|_| End::from(ConnectionError::TimedOut))??;
         self.welcomed(gateway, target);
-        self.send_pending(&mut connection).await?;
+        self.send_submissions(&mut connection).await?;
 
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                message = connection.receive() => {
-                    self.take_all(&mut connection, message?, gateway, target).await?;
-                }
+                message = connection.receive() => self.take_all(&mut connection, message?, target).await?,
                 command = self.commands.recv() => {
                     if self.command(command).is_break() {
                         connection.close().await;
                         return Err(End::Stop);
                     }
-                    self.send_pending(&mut connection).await?;
+                    self.send_submissions(&mut connection).await?;
                 }
                 _ = tick.tick() => self.look_after(&mut connection).await?,
             }
@@ -286,14 +218,14 @@ impl Worker {
         connection: &Connection,
         challenge: &[u8; CHALLENGE_BYTES],
     ) -> Result<Hello, End> {
-        let tip = self.chain.tip();
+        let tip = self.keeper.chain().tip();
         let network = self.shared.network.network;
         let key = self.hello.key(tip);
         let message = hello_message(&network, &gateway.key, connection.exporter(), challenge, &key);
-        let signature = self.hello.sign(&key, &message).map_err(|e| End::Lost(e.to_string(), 0))?;
+        let signature = self.hello.sign(&key, &message).map_err(|e| End::Lost(e.to_string(), HOPELESS_RETRY_MS))?;
         // A ledger without entries has a root too, but nothing to resume.
         let head = if tip.size() == 0 { Head::default() } else { tip.head() };
-        let witnessed = self.chain.effective().size();
+        let witnessed = self.keeper.chain().effective().size();
         Ok(Hello { version: sync::VERSION, network, tip: head, witnessed, key: Verifier(key), signature })
     }
 
@@ -303,212 +235,101 @@ impl Worker {
             match connection.receive().await? {
                 None => {}
                 Some(FromGateway::Welcome { head, first, .. }) => {
-                    let ours = self.chain.tip().size();
+                    let ours = self.keeper.chain().tip().size();
                     if head.size < ours {
-                        return Err(self.behind(head.size));
+                        self.shared.alarm(Alarm::Behind { ours, theirs: head.size });
+                        return Err(End::Lost(
+                            format!("the gateway has only {} entries", head.size),
+                            HOPELESS_RETRY_MS,
+                        ));
                     }
                     if first > ours {
-                        return Err(End::Lost("the gateway has let go of entries that this replica needs".into(), 0));
+                        let text = "the gateway has let go of entries that this replica needs";
+                        return Err(End::Lost(text.into(), HOPELESS_RETRY_MS));
                     }
                     return Ok(head.size);
                 }
-                Some(FromGateway::Fork { note }) => return Err(self.claimed_fork(note)),
-                Some(FromGateway::Bye { reason, text, retry_ms }) => return Err(self.bye(reason, text, retry_ms)),
+                Some(FromGateway::Bye { reason, text, retry_ms }) => return Err(bye(reason, &text, retry_ms)),
                 Some(_) => return Err(ConnectionError::Protocol("it did not answer the hello").into()),
             }
         }
     }
 
-    /// Takes a message and whatever else has arrived by now, then stores, publishes and cosigns.
+    /// Takes a message and whatever else has arrived by now; then stores, publishes and cosigns.
     async fn take_all(
         &mut self,
         connection: &mut Connection,
         message: Option<FromGateway>,
-        gateway: &GatewayAddress,
         target: u64,
     ) -> Result<(), End> {
-        let mut batch = Batch::default();
-        let mut taken = self.take(message, gateway, &mut batch);
-        while taken.is_ok() && batch.bytes < COMMIT_BYTES_MAX {
+        let mut taken = self.take(message);
+        while taken.is_ok() && self.keeper.uncommitted_bytes() < COMMIT_BYTES_MAX {
             match connection.receive().now_or_never() {
-                Some(Ok(message)) => taken = self.take(message, gateway, &mut batch),
+                Some(Ok(message)) => taken = self.take(message),
                 Some(Err(error)) => taken = Err(error.into()),
                 None => break,
             }
         }
         self.last_heard = Instant::now();
         // What was good is kept, also when it was followed by something that ends the connection.
-        if let Err(error) = self.keep(&batch) {
-            self.doubtful = true;
+        let grew = self.keeper.commit().map_err(|error| {
             self.shared.alarm(Alarm::Disk(with_cause(&error)));
-            return Err(End::Lost("verified entries cannot be stored".into(), DISK_RETRY_MS));
-        }
-        self.shared.publish(&self.chain);
-        let caught_up = self.chain.tip().size() >= target;
+            End::Lost("verified entries cannot be stored".into(), DISK_RETRY_MS)
+        })?;
+        self.shared.publish(self.keeper.chain());
+        let caught_up = self.keeper.chain().tip().size() >= target;
         self.shared.with(|status| {
             status.caught_up = caught_up;
             status.last_contact_ms = now_ms();
-            if !batch.bundles.is_empty() {
-                status.alarm = None; // all of these were raised by entries that were not kept
+            if grew {
+                status.alarm = None; // every alarm that is not a halt is about entries that could not be taken
             }
         });
         taken?;
-        self.proposed = batch.proposed.or(self.proposed);
         self.cosign(connection).await
     }
 
-    fn take(&mut self, message: Option<FromGateway>, gateway: &GatewayAddress, batch: &mut Batch) -> Result<(), End> {
-        match message {
+    fn take(&mut self, message: Option<FromGateway>) -> Result<(), End> {
+        let taken = match message {
             None => Ok(()),
-            Some(FromGateway::Bundle(bundle)) => self.take_bundle(bundle, batch),
-            Some(FromGateway::Proposed { note }) => {
-                batch.proposed = Some(self.signed_head(&note)?.0);
-                Ok(())
-            }
-            Some(FromGateway::Witnessed(message)) => self.take_witnessed(message, batch),
-            Some(FromGateway::Bookmark { note }) => self.take_bookmark(&note),
+            Some(FromGateway::Bundle(bundle)) => self.keeper.take_bundle(bundle, now_ms()),
+            Some(FromGateway::Proposed { note }) => self.keeper.take_proposed(note),
+            Some(FromGateway::Witnessed(head)) => self.keeper.take_witnessed(&head),
+            Some(FromGateway::Bookmark { note }) => self.keeper.take_bookmark(&note, now_ms()),
+            Some(FromGateway::Fork { note }) => Err(self.keeper.judge_claim(&note)),
             Some(FromGateway::Ack { id, index }) => self.answer(id, Ok(index)),
             Some(FromGateway::Reject { id, rule, text }) => self.answer(id, Err(SubmitError::Refused { rule, text })),
             Some(FromGateway::Busy { id, retry_ms }) => self.answer(id, Err(SubmitError::Busy { retry_ms })),
-            Some(FromGateway::Fork { note }) => Err(self.claimed_fork(note)),
-            Some(FromGateway::Bye { reason, text, retry_ms }) => Err(self.bye(reason, text, retry_ms)),
+            Some(FromGateway::Bye { reason, text, retry_ms }) => return Err(bye(reason, &text, retry_ms)),
             Some(FromGateway::Challenge { .. } | FromGateway::Welcome { .. }) => {
-                tracing::warn!(gateway = gateway.address, "message out of place");
-                Err(ConnectionError::Protocol("it greets twice").into())
+                Err(Broken::Protocol("it greets twice"))
             }
-        }
-    }
-
-    fn take_bundle(&mut self, bundle: Bundle, batch: &mut Batch) -> Result<(), End> {
-        self.duty.judge_bundle(self.chain.tip(), bundle.first, bundle.time_ms, now_ms());
-        match self.chain.extend(&bundle) {
-            Ok(()) => {
-                batch.bytes += bundle.entries.iter().map(|e| e.len()).sum::<usize>();
-                batch.bundles.push(bundle);
-                Ok(())
-            }
-            Err(ChainError::Refused { index, refusal }) => {
-                let refusal = with_cause(&refusal);
-                self.shared.alarm(Alarm::Rule { index, refusal });
-                Err(End::Lost("the gateway sent an entry that breaks a rule".into(), RETRY_MS_MAX))
-            }
-            Err(error) => Err(End::Lost(error.to_string(), 0)),
-        }
-    }
-
-    fn take_witnessed(&mut self, message: WitnessedHead, batch: &mut Batch) -> Result<(), End> {
-        let (head, _) = self.signed_head(&message.note)?;
-        let (advance, changed) = advance(&mut self.chain, &head, &message);
-        match advance {
-            Advance::Advanced => {
-                self.duty.settle(head.size);
-                let replaces = self.replaceable.take();
-                self.replaceable = (!changed).then_some(head.size);
-                let message = mayfly_protocol::cbor::to_vec(&message);
-                batch.witnessed.push(NewHead { size: head.size, message, replaces });
-            }
-            Advance::NotWitnessed => tracing::warn!(size = head.size, "gateway calls a head witnessed that is not"),
-            Advance::Old | Advance::Unknown | Advance::Conflict(_) => {}
-        }
-        Ok(())
-    }
-
-    fn take_bookmark(&mut self, note: &[u8]) -> Result<(), End> {
-        let (head, signer) = self.signed_head(note)?;
-        let tip = self.chain.tip();
-        if head.size != tip.size() {
-            return Err(ConnectionError::Protocol("its bookmark is not at the end of what it sent").into());
-        }
-        let time_ms = sync::bookmark_time(&tip.network, note, &signer).map_err(ConnectionError::from)?;
-        let now = now_ms();
-        let skew_ms = tip.policy().map_or(0, |p| p.skew_ms_max);
-        if time_ms.abs_diff(now) > skew_ms.saturating_add(1000) {
-            tracing::warn!(difference_ms = time_ms.abs_diff(now), "gateway's clock differs from this device's");
-        }
-        self.duty.current_ms = self.duty.current_ms.max(time_ms.min(now));
-        Ok(())
-    }
-
-    /// The head of a note that a gateway signed and that agrees with what is here.
-    fn signed_head(&self, note: &[u8]) -> Result<(Head, PublicKey), End> {
-        let network = &self.shared.network.network;
-        let (head, signer) = verify_note(self.chain.tip(), network, note).map_err(ConnectionError::from)?;
-        if head.size > self.chain.tip().size() {
-            return Err(ConnectionError::Protocol("it signs a head of entries that it did not send").into());
-        }
-        match self.chain.root_at(head.size) {
-            Some(ours) if ours != head => Err(End::Halt(Alarm::Fork { ours, proof: note.to_vec() })),
-            _ => Ok((head, signer)),
-        }
-    }
-
-    /// A gateway says that our resume token is not of its ledger. Its signature proves it, or the claim is worth nothing.
-    fn claimed_fork(&self, note: Vec<u8>) -> End {
-        match self.signed_head(&note) {
-            Err(end) => end,
-            Ok(_) => ConnectionError::Protocol("it claims a fork and signs our own head").into(),
-        }
-    }
-
-    fn behind(&self, theirs: u64) -> End {
-        self.shared.alarm(Alarm::Behind { ours: self.chain.tip().size(), theirs });
-        End::Lost(format!("the gateway has only {theirs} entries"), 1000)
-    }
-
-    fn bye(&self, reason: Bye, text: String, retry_ms: u64) -> End {
-        tracing::info!(?reason, text, "gateway ends the connection");
-        let wait = match reason {
-            Bye::Version | Bye::Network | Bye::Authentication => retry_ms.max(1000),
-            _ => retry_ms,
         };
-        End::Lost(format!("the gateway says: {text}"), wait)
+        taken.map_err(|broken| self.broken(broken))
     }
 
-    /// Writes to disk what was verified. One sync for all of it.
-    fn keep(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        if batch.bundles.is_empty() && batch.witnessed.is_empty() {
-            return Ok(());
+    fn broken(&self, broken: Broken) -> End {
+        match broken {
+            Broken::Fork { ours, proof } => End::Halt(Alarm::Fork { ours, proof }),
+            Broken::Rule { index, ref refusal } => {
+                self.shared.alarm(Alarm::Rule { index, refusal: refusal.clone() });
+                End::Lost(with_cause(&broken), HOPELESS_RETRY_MS)
+            }
+            other => End::Lost(with_cause(&other), HOPELESS_RETRY_MS),
         }
-        self.store.keep(&batch.bundles, &batch.witnessed, self.duty.withheld)
     }
 
-    /// After a failed write: opens the store anew and starts from what is really in it.
-    fn settle_doubt(&mut self) -> Result<(), StoreError> {
-        if self.doubtful {
-            self.store.reopen()?;
-            let replayed = replay(&self.shared.network, &self.store)?;
-            (self.chain, self.replaceable) = (replayed.chain, replayed.replaceable);
-            self.duty.withheld = self.store.withheld()?;
-            self.doubtful = false;
-        }
-        Ok(())
-    }
-
-    /// Cosigns the newest proposed head, if this device is a witness and nothing speaks against it. All below it is on disk.
     async fn cosign(&mut self, connection: &mut Connection) -> Result<(), End> {
-        let (Some(head), Some(signer)) = (self.proposed, self.witness.clone()) else { return Ok(()) };
-        let Some(state) = self.chain.at(head.size) else { return Ok(()) };
-        let effective = self.chain.effective().clone();
-        let now = now_ms();
-        let device = signer.device();
-        let permitted = match signer.key() {
-            Some(key) => self.duty.may_cosign(&effective, &state, &device, &key, now),
-            None => Err(witness::Withheld::NoSession),
+        let Some(signer) = &self.witness else { return Ok(()) };
+        let cosigned = self.keeper.cosign(&**signer, now_ms());
+        let withheld = match &cosigned {
+            Ok(_) | Err(Withheld::NotWitness) => None,
+            Err(why) => Some(why.to_string()),
         };
-        self.shared.with(|status| status.withheld = permitted.as_ref().err().map(|w| w.to_string()));
-        if permitted.is_err() || head.size <= effective.size() {
-            return Ok(());
-        }
-        match witness::cosign(&*signer, &state, &head, now) {
-            Ok(cosignature) => {
-                self.proposed = None;
-                self.duty.cosigned = head.size;
-                Ok(connection.send(&FromClient::Cosign { head, cosignature }).await?)
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cosigning");
-                Ok(())
-            }
+        self.shared.with(|status| status.withheld = withheld);
+        match cosigned {
+            Ok(Some((head, cosignature))) => Ok(connection.send(&FromClient::Cosign { head, cosignature }).await?),
+            Ok(None) | Err(_) => Ok(()),
         }
     }
 
@@ -523,45 +344,11 @@ impl Worker {
         self.cosign(connection).await // a clock that was behind may have caught up
     }
 
-    fn answer(&mut self, id: u64, outcome: Result<u64, SubmitError>) -> Result<(), End> {
-        if let Some(pending) = self.pending.remove(&id) {
-            let _ = pending.reply.send(outcome);
-        }
-        Ok(())
-    }
-
-    fn command(&mut self, command: Option<Command>) -> ControlFlow<()> {
-        match command {
-            None | Some(Command::Stop) => ControlFlow::Break(()),
-            Some(Command::Entries { from, count, reply }) => {
-                let _ = reply.send(self.store.entries(from, count));
-                ControlFlow::Continue(())
-            }
-            Some(Command::Submit { entry, reply, sent, deadline }) => {
-                self.next_id += 1;
-                self.pending.insert(self.next_id, Pending { entry, reply, sent, deadline, unsent: true });
-                ControlFlow::Continue(())
-            }
-        }
-    }
-
-    /// Sends submissions that this connection has not seen.
-    async fn send_pending(&mut self, connection: &mut Connection) -> Result<(), End> {
-        let now = Instant::now();
-        self.pending.retain(|_, p| p.deadline > now);
-        for (id, pending) in self.pending.iter_mut().filter(|(_, p)| p.unsent) {
-            pending.sent.store(true, Ordering::Release);
-            pending.unsent = false;
-            connection.send(&FromClient::Submit { id: *id, entry: pending.entry.clone() }).await?;
-        }
-        Ok(())
-    }
-
     fn welcomed(&mut self, gateway: &GatewayAddress, target: u64) {
-        let caught_up = self.chain.tip().size() >= target;
+        let caught_up = self.keeper.chain().tip().size() >= target;
         self.last_heard = Instant::now();
-        self.proposed = None; // the gateway repeats what it proposes
-        self.pending.values_mut().for_each(|p| p.unsent = true);
+        self.keeper.forget_proposal();
+        self.submissions.values_mut().for_each(|s| s.under_way = false);
         self.shared.with(|status| {
             status.connected = true;
             status.caught_up = caught_up;
@@ -569,7 +356,7 @@ impl Worker {
             status.last_error = None;
             status.alarm.take_if(|alarm| matches!(alarm, Alarm::Behind { .. }));
         });
-        self.shared.tell(Change::Connected);
+        self.shared.tell(&Change::Connected);
         tracing::info!(gateway = gateway.address, "connected to the ledger");
     }
 
@@ -586,33 +373,43 @@ impl Worker {
             tracing::info!(text, "no connection to the ledger");
         }
         if was_connected {
-            self.shared.tell(Change::Disconnected);
+            self.shared.tell(&Change::Disconnected);
         }
     }
 
-    fn old_fork(&self) -> Option<Alarm> {
-        match self.store.fork() {
-            Ok(None) => None,
-            Ok(Some(proof)) => Some(Alarm::Fork { ours: self.chain.tip().head(), proof }),
-            Err(error) => Some(Alarm::Disk(with_cause(&error))),
+    // --- what users ask -----------------------------------------------------------------------------------------------------
+
+    fn command(&mut self, command: Option<Command>) -> ControlFlow<()> {
+        match command {
+            None | Some(Command::Stop) => return ControlFlow::Break(()),
+            Some(Command::Entries { from, count, reply }) => {
+                let _ = reply.send(self.keeper.store().entries(from, count));
+            }
+            Some(Command::Submit(submission)) => {
+                self.next_id += 1;
+                self.submissions.insert(self.next_id, submission);
+            }
         }
+        ControlFlow::Continue(())
     }
 
-    /// Keeps the proof and answers nothing but questions about what is stored.
-    async fn halt(&mut self, alarm: Alarm) {
-        if let Alarm::Fork { proof, .. } = &alarm {
-            if let Err(error) = self.store.put_fork(proof) {
-                tracing::error!(%error, "proof of the fork cannot be stored");
-            }
+    /// Sends submissions that this connection has not seen.
+    async fn send_submissions(&mut self, connection: &mut Connection) -> Result<(), End> {
+        let now = Instant::now();
+        self.submissions.retain(|_, s| s.deadline > now);
+        for (id, submission) in self.submissions.iter_mut().filter(|(_, s)| !s.under_way) {
+            submission.sent.store(true, Ordering::Release);
+            submission.under_way = true;
+            connection.send(&FromClient::Submit { id: *id, entry: submission.entry.clone() }).await?;
         }
-        self.shared.alarm(alarm);
-        self.pending.clear(); // whoever waits is told that nobody answers
-        while let Some(command) = self.commands.recv().await {
-            if self.command(Some(command)).is_break() {
-                return;
-            }
-            self.pending.clear();
+        Ok(())
+    }
+
+    fn answer(&mut self, id: u64, outcome: Result<u64, SubmitError>) -> Result<(), Broken> {
+        if let Some(submission) = self.submissions.remove(&id) {
+            let _ = submission.reply.send(outcome);
         }
+        Ok(())
     }
 
     /// Waits, still answering; new submissions wait for the next connection.
@@ -626,17 +423,46 @@ impl Worker {
             }
         }
     }
+
+    // --- the end ------------------------------------------------------------------------------------------------------------
+
+    fn old_fork(&self) -> Option<Alarm> {
+        match self.keeper.store().fork() {
+            Ok(None) => None,
+            Ok(Some(proof)) => {
+                let unreadable =
+                    |_| ForkProof { network: self.shared.network.network, ours: None, theirs: proof.clone() };
+                let kept = cbor::from_exact(&proof).unwrap_or_else(unreadable);
+                Some(Alarm::Fork { ours: self.keeper.chain().tip().head(), proof: kept })
+            }
+            Err(error) => Some(Alarm::Disk(with_cause(&error))),
+        }
+    }
+
+    /// Keeps the proof and answers nothing but questions about what is stored.
+    async fn halt(&mut self, alarm: Alarm) {
+        if let Alarm::Fork { proof, .. } = &alarm
+            && let Err(error) = self.keeper.put_fork(proof)
+        {
+            tracing::error!(error = with_cause(&error), "proof of the fork cannot be stored");
+        }
+        self.shared.alarm(alarm);
+        self.submissions.clear(); // whoever waits learns that nobody answers
+        while let Some(command) = self.commands.recv().await {
+            if self.command(Some(command)).is_break() {
+                return;
+            }
+            self.submissions.clear();
+        }
+    }
 }
 
-/// An error with its causes, in one line.
-fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+fn bye(reason: Bye, text: &str, retry_ms: u64) -> End {
+    let wait = match reason {
+        Bye::Version | Bye::Network | Bye::Authentication | Bye::Behind => retry_ms.max(HOPELESS_RETRY_MS),
+        _ => retry_ms,
+    };
+    End::Lost(format!("the gateway says: {text}"), wait)
 }
 
 /// Full jitter: anything from nothing to the doubled wait (so that many clients do not come back together).
@@ -651,6 +477,6 @@ fn random(below: u64) -> u64 {
 }
 
 /// This device's clock in milliseconds since the Unix epoch.
-pub fn now_ms() -> u64 {
+fn now_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

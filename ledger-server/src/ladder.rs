@@ -27,7 +27,7 @@ impl Ladder {
     pub fn extend(&mut self, bundle: &Bundle) {
         for entry in &bundle.entries {
             self.tip.append(&leaf_hash(bundle.time_ms, entry).0);
-            if self.tip.size() % RUNG == 0 {
+            if self.tip.size().is_multiple_of(RUNG) {
                 self.rungs.push(self.tip.clone());
             }
         }

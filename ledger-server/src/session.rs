@@ -412,11 +412,11 @@ impl Sending<'_> {
         if silence > PING_AFTER {
             self.within(|sender| sender.send(Message::Ping(Bytes::new()))).await?;
         }
-        if quiet_since.elapsed() >= BOOKMARK_AFTER {
-            if let Some(frame) = self.hub.feed.bookmark(self.cursor.size, now_ms()) {
-                self.push(frame).await?;
-                *quiet_since = Instant::now();
-            }
+        if quiet_since.elapsed() >= BOOKMARK_AFTER
+            && let Some(frame) = self.hub.feed.bookmark(self.cursor.size, now_ms())
+        {
+            self.push(frame).await?;
+            *quiet_since = Instant::now();
         }
         Ok(())
     }

@@ -255,7 +255,8 @@ fn a_forked_ledger_stops_the_replica_for_good_and_keeps_the_proof() {
     eventually("the device sees the fork", || matches!(alarm(), Some(Alarm::Fork { .. })));
     let Some(Alarm::Fork { ours, proof }) = alarm() else { panic!() };
     assert_eq!(ours, head);
-    let (theirs, _) = mayfly_protocol::sync::verify_note(&elsewhere.replica.tip(), &world.network, &proof).unwrap();
+    let (theirs, _) =
+        mayfly_protocol::sync::verify_note(&elsewhere.replica.tip(), &world.network, &proof.theirs).unwrap();
     assert_eq!(theirs.size, ours.size);
     assert_ne!(theirs.root, ours.root);
     assert_eq!(device.replica.tip().head(), head, "nothing was overwritten");

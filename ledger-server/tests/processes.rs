@@ -72,7 +72,8 @@ fn configure(world: &World, listen: &str, plugin: &str, more: &str) -> PathBuf {
     let library = find_artifact("libmayfly_ledger_embedded.so").unwrap();
     let text = format!(
         "network = 'network.toml'\nkey = 'gateway-0.key'\nlisten = '{listen}'\nready_file = 'ready'\n\
-         [backend]\nplugin = 'embedded'\npath = '{}'\ndata = 'store'\nconfig = '''{plugin}'''\n{more}",
+         [backend]\nplugin = 'embedded'\npath = '{}'\ndata = 'store'\nconfig = '''{plugin}'''\n\
+         [danger]\nplugin_path_unchecked = true\n{more}",
         library.display()
     );
     let path = dir.join("gateway.toml");

@@ -133,7 +133,7 @@ pub enum FromGateway {
     /// The gateway signs a head of what it sent before and asks witnesses to cosign it.
     #[n(3)]
     Proposed {
-        /// Checkpoint note, signed by the gateway.
+        /// Checkpoint note.
         #[cbor(n(0), with = "minicbor::bytes")]
         note: Vec<u8>,
     },
@@ -228,6 +228,21 @@ pub struct WitnessedHead {
     /// At most [`COSIGNATURES_MAX`].
     #[n(1)]
     pub cosignatures: Vec<Cosignature>,
+}
+
+/// What a replica keeps when two signed heads do not reconcile.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct ForkProof {
+    /// The network.
+    #[n(0)]
+    pub network: NetworkId,
+    /// The newest note that agreed with the replica's own entries, if it had one.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub ours: Option<Vec<u8>>,
+    /// The note that did not.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub theirs: Vec<u8>,
 }
 
 /// Words of [`FromGateway::Reject`] beside those of [`crate::Refusal::code`].
