@@ -43,12 +43,6 @@ impl Module {
         Ok(Module { library })
     }
 
-    /// Around a library that is loaded and initialised already; several vaults of one test process share it.
-    #[cfg(test)]
-    pub(crate) fn shared(library: &Pkcs11) -> Module {
-        Module { library: library.clone() }
-    }
-
     /// The library.
     pub(crate) fn library(&self) -> &Pkcs11 {
         &self.library

@@ -176,6 +176,14 @@ impl Token {
     }
 }
 
+#[cfg(test)]
+impl Token {
+    /// C_Finalize and C_Initialize by somebody else: every session of ours is gone.
+    pub(crate) fn begin_again_under_us(&self) {
+        self.module.begin_again().expect("SoftHSM starts again");
+    }
+}
+
 impl Drop for Token {
     fn drop(&mut self) {
         self.open = None;

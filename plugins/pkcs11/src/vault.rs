@@ -201,7 +201,7 @@ impl VaultGuest for Pkcs11Vault {
 
 impl Pkcs11Vault {
     /// Opens the vault of a locked folder in the token of a loaded library.
-    pub(crate) fn open_with(module: Module, config: Config, store: Arc<Store>) -> Result<Pkcs11Vault, GuestError> {
+    fn open_with(module: Module, config: Config, store: Arc<Store>) -> Result<Pkcs11Vault, GuestError> {
         let mut token = Token::open(module, config, &store)?;
         let header = match store.read(HEADER)? {
             Some(bytes) => Header::decode(&bytes).map_err(|damaged| corrupt(&store, HEADER, damaged))?,
@@ -373,3 +373,6 @@ fn create(store: &Store, token: &mut Token) -> Result<Header, GuestError> {
     store.write(HEADER, &header.encode())?;
     Ok(header)
 }
+
+#[cfg(test)]
+mod tests;

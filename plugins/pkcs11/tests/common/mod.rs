@@ -2,46 +2,116 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use mayfly_plugin_api::{HostConfig, PathRule, find_artifact};
+use mayfly_plugin_api::{HostConfig, PathRule, PluginError, VaultPlugin, find_artifact};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where SoftHSM's library is, as `softhsm-token` found it.
+/// A token made by `softhsm-setup/softhsm-token`, the script that people and CI use.
 pub struct SoftHsm {
     dir: tempfile::TempDir,
-    pub module: PathBuf,
+    /// Configuration text for the plugin.
+    pub text: String,
+    /// SOFTHSM2_CONF of this token.
+    pub conf: OsString,
 }
 
 impl SoftHsm {
-    /// Makes a token by the script that people and CI use.
     pub fn new() -> SoftHsm {
         let dir = tempfile::tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../softhsm-setup/softhsm-token");
         let run = Command::new(script).arg(dir.path().join("hsm")).output().expect("softhsm-token runs");
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         let section = std::fs::read_to_string(dir.path().join("hsm/vault.toml")).unwrap();
-        let module = section.lines().find_map(|line| line.strip_prefix("module = ")).unwrap();
-        SoftHsm { module: module.trim_matches('"').into(), dir }
+        let between = |start: &str, end: &str| section.split(start).nth(1).unwrap().split(end).next().unwrap();
+        let text = between("config = '''\n", "'''").to_owned();
+        let conf = between("SOFTHSM2_CONF = \"", "\"").into();
+        SoftHsm { dir, text, conf }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The user's PIN.
-    pub fn pin(&self) -> String {
-        std::fs::read_to_string(self.path("hsm/user-pin")).unwrap()
-    }
-
-    /// The script's `[vault]` section, as the agent takes it, with more lines for the plugin.
+    /// A vault in this token, with more lines for the plugin.
     pub fn config(&self, data: &str, more: &str) -> HostConfig {
-        let section = std::fs::read_to_string(self.path("hsm/vault.toml")).unwrap();
-        let between = |start: &str, end: &str| section.split(start).nth(1).unwrap().split(end).next().unwrap();
         let mut config = HostConfig::new(find_artifact("libmayfly_vault_pkcs11.so").unwrap(), self.path(data)).unwrap();
-        config.config_text = format!("{}{more}", between("config = '''\n", "'''"));
-        config.env = vec![("SOFTHSM2_CONF".into(), between("SOFTHSM2_CONF = \"", "\"").into())];
+        config.config_text = format!("{}{more}", self.text);
+        config.env = vec![("SOFTHSM2_CONF".into(), self.conf.clone())];
         // build trees and temporary folders are under folders that others may write to
         config.path_rule = PathRule::DangerDevelopment;
         config
+    }
+
+    pub fn start(&self, data: &str) -> Result<VaultPlugin, PluginError> {
+        VaultPlugin::start(&self.config(data, ""))
+    }
+
+    /// Puts another PIN into the file that the vault reads; a new file, as an editor makes it.
+    pub fn write_pin(&self, pin: &str) {
+        let (path, new) = (self.path("hsm/user-pin"), self.path("hsm/user-pin.new"));
+        std::fs::write(&new, pin).unwrap();
+        std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    pub fn pin(&self) -> String {
+        std::fs::read_to_string(self.path("hsm/user-pin")).unwrap()
+    }
+}
+
+/// The same, with `examples/odd_token.rs` in front of it.
+pub struct OddToken {
+    pub softhsm: SoftHsm,
+    library: PathBuf,
+}
+
+impl OddToken {
+    pub fn new() -> OddToken {
+        let program = std::env::current_exe().unwrap();
+        let library = program.ancestors().nth(2).unwrap().join("examples/libodd_token.so");
+        assert!(library.is_file(), "{} is built with the tests", library.display());
+        OddToken { softhsm: SoftHsm::new(), library }
+    }
+
+    pub fn config(&self, data: &str, more: &str) -> HostConfig {
+        let mut config = self.softhsm.config(data, more);
+        let module = |line: &str| line.strip_prefix("module = ").map(|path| path.trim_matches('"').to_owned());
+        let behind = config.config_text.lines().find_map(module).unwrap();
+        config.config_text = config.config_text.replace(&behind, self.library.to_str().unwrap());
+        config.config_text.push_str("\ndanger_module_path_unchecked = true\n");
+        config.env.push(("ODD_TOKEN_MODULE".into(), behind.into()));
+        config.env.push(("ODD_TOKEN_PLAN".into(), self.softhsm.path("plan").into()));
+        config
+    }
+
+    pub fn start(&self, data: &str) -> Result<VaultPlugin, PluginError> {
+        VaultPlugin::start(&self.config(data, ""))
+    }
+
+    /// How the token is odd from now on.
+    pub fn plan(&self, lines: &str) {
+        let (path, new) = (self.softhsm.path("plan"), self.softhsm.path("plan.new"));
+        std::fs::write(&new, lines).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    /// How often a function was called.
+    pub fn calls(&self, name: &str) -> usize {
+        let log = std::fs::read_to_string(self.softhsm.path("plan.log")).unwrap_or_default();
+        log.lines().filter(|line| *line == name).count()
+    }
+}
+
+/// Calls until the host is back: the first calls after a crash may be told of it.
+pub fn settled<T>(mut call: impl FnMut() -> Result<T, PluginError>) -> T {
+    let started = std::time::Instant::now();
+    loop {
+        match call() {
+            Ok(value) => return value,
+            Err(PluginError::Restarting { wait, .. }) if started.elapsed().as_secs() < 30 => std::thread::sleep(wait),
+            Err(PluginError::Ended { .. }) if started.elapsed().as_secs() < 30 => {}
+            Err(error) => panic!("{error}"),
+        }
     }
 }
