@@ -7,7 +7,7 @@ use mayfly_ledger_client::NetworkFile;
 use mayfly_ledger_server::config::Config;
 use mayfly_ledger_server::key::GatewayKey;
 use mayfly_ledger_server::{Gateway, run};
-use mayfly_plugin_api::{BackendPlugin, HostConfig, Network, PathRule, find_artifact};
+use mayfly_plugin_api::{BackendPlugin, HostConfig, Network, PathRule, Status, find_artifact};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::Write;
@@ -17,12 +17,17 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// Threads that carry connections.
 const WORKERS_MAX: usize = 8;
+/// How long a start waits for a store that another process still has.
+const STORE_BUSY_MAX: Duration = Duration::from_secs(3);
+/// Pause between two attempts.
+const STORE_BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Puts the records of a Mayfly network in order and sends them to every device.
 ///
@@ -140,7 +145,16 @@ fn start_backend(config: &Config) -> anyhow::Result<BackendPlugin> {
     if config.danger.plugin_path_unchecked {
         host.path_rule = PathRule::DangerDevelopment;
     }
-    Ok(BackendPlugin::start(&host)?)
+    let since = Instant::now();
+    loop {
+        match BackendPlugin::start(&host) {
+            // The plugin of a gateway that was killed ends a moment after it.
+            Err(error) if error.status() == Some(Status::Busy) && since.elapsed() < STORE_BUSY_MAX => {
+                std::thread::sleep(STORE_BUSY_PAUSE);
+            }
+            started => return Ok(started?),
+        }
+    }
 }
 
 /// Tells whoever started this program that clients are served, in each way that was asked for.
