@@ -1,0 +1,90 @@
+//! Keys, tokens and devices as people name them: by label, name or id.
+
+use mayfly_protocol::state::{KeyState, State};
+use mayfly_protocol::{DeviceId, KeyId, TokenId};
+
+use crate::app::caller::Caller;
+use crate::app::ck::{CKR_ARGUMENTS_BAD, CKR_KEY_HANDLE_INVALID, CKR_TOKEN_NOT_PRESENT};
+use crate::app::fail::{Done, Fail};
+use crate::app::objects::make::label_of;
+
+/// Keys that are named in a refusal at most.
+const NAMED_MAX: usize = 8;
+
+/// Whether the caller may know of a key: managers of all that the device sees, others of those that they may use.
+pub fn may_know(caller: &Caller<'_>, state: &State, key: &KeyState) -> bool {
+    let device = caller.app.keys.device();
+    let device_name = state.device_name(&device);
+    let token = state.tokens.get(&key.record.token);
+    let sees = token.is_some_and(|token| caller.sees(state, &key.record.token, token, &device_name));
+    let managed = caller.principal.manages() && state.sees_token(&key.record.token, &device);
+    managed || (sees && caller.principal.may_use(&key.record.policy.allow, &device_name))
+}
+
+/// The key with this label or id.
+///
+/// # Errors
+/// CKR_KEY_HANDLE_INVALID: none, or none that the caller may know of; CKR_ARGUMENTS_BAD: several.
+pub fn key(caller: &Caller<'_>, state: &State, name: &str, token: Option<TokenId>) -> Done<KeyState> {
+    let named = |id: &KeyId, key: &KeyState| id.to_string() == name || label_of(&key.attributes) == name;
+    let found: Vec<_> = state
+        .keys
+        .iter()
+        .filter(|(id, key)| !key.deleted && token.is_none_or(|token| key.record.token == token) && named(id, key))
+        .filter(|(_, key)| may_know(caller, state, key))
+        .take(NAMED_MAX)
+        .collect();
+    match found.as_slice() {
+        [] => Err(Fail::new(
+            CKR_KEY_HANDLE_INVALID,
+            format!("there is no key '{name}' that you may use; see mayfly key list"),
+        )),
+        [(_, key)] => Ok((*key).clone()),
+        several => {
+            let ids: Vec<_> = several.iter().map(|(id, _)| id.to_string()).collect();
+            Err(Fail::new(
+                CKR_ARGUMENTS_BAD,
+                format!("'{name}' is the name of several keys; give an id: {}", ids.join(", ")),
+            ))
+        }
+    }
+}
+
+/// The token with this label or id; without a name, the only one that the caller sees.
+///
+/// # Errors
+/// CKR_TOKEN_NOT_PRESENT, CKR_ARGUMENTS_BAD.
+pub fn token(caller: &Caller<'_>, state: &State, name: Option<&str>) -> Done<TokenId> {
+    let device = caller.app.keys.device();
+    let device_name = state.device_name(&device);
+    let seen = state.tokens.iter().filter(|(id, token)| {
+        caller.sees(state, id, token, &device_name) || (caller.principal.manages() && state.sees_token(id, &device))
+    });
+    let mut found: Vec<_> = seen
+        .filter(|(id, token)| name.is_none_or(|name| token.record.label == name || id.to_string() == name))
+        .map(|(id, token)| (*id, token.record.label.clone()))
+        .collect();
+    match (found.pop(), found.is_empty(), name) {
+        (Some((id, _)), true, _) => Ok(id),
+        (None, _, Some(name)) => {
+            Err(Fail::new(CKR_TOKEN_NOT_PRESENT, format!("there is no token '{name}' on this device")))
+        }
+        (None, _, None) => Err(Fail::new(
+            CKR_TOKEN_NOT_PRESENT,
+            "there is no token on this device; an administrator makes one: mayfly token create",
+        )),
+        (Some(_), false, _) => Err(Fail::new(CKR_ARGUMENTS_BAD, "there are several tokens; say which: --token LABEL")),
+    }
+}
+
+/// The device with this name or id.
+///
+/// # Errors
+/// CKR_ARGUMENTS_BAD.
+pub fn device(state: &State, name: &str) -> Done<DeviceId> {
+    let by_name = state.device_by_name(name).map(|(id, _)| *id);
+    let by_id = || name.parse().ok().filter(|id| state.devices.contains_key(id));
+    by_name
+        .or_else(by_id)
+        .ok_or_else(|| Fail::new(CKR_ARGUMENTS_BAD, format!("there is no device '{name}'; see mayfly device list")))
+}

@@ -1,0 +1,166 @@
+//! `status`: how this device, its ledger and its peers are; what to worry about.
+
+use mayfly_protocol::head::{quorum, tolerated_liars};
+use mayfly_protocol::state::State;
+use serde_json::{Value, json};
+
+use super::devices;
+use crate::app::caller::Caller;
+use crate::app::objects::make::label_of;
+use crate::node::{FreshnessStatus, PeerStatus, Phase};
+
+/// Keys that a warning names at most.
+const NAMED_MAX: usize = 5;
+
+/// The whole status. Counts and warnings speak of what the caller may see.
+pub fn show(caller: &Caller<'_>) -> Value {
+    let agent = &caller.app.keys;
+    let (state, fresh, peers, ledger) = (agent.state(), agent.freshness(), agent.peers(), agent.ledger());
+    let (id, vault, holdings) = (agent.device(), agent.vault(), agent.holdings());
+    let device = state.devices.get(&id);
+    let memory = mayfly_secmem::status();
+    let witnesses = state.witnesses();
+    let w = quorum(witnesses.len());
+    let answering: Vec<_> = witnesses
+        .iter()
+        .filter(|w| **w == id || peers.iter().any(|peer| peer.device == **w && peer.connected))
+        .map(|w| state.device_name(w))
+        .collect();
+    let known = state.keys.values().filter(|key| !key.deleted && super::names::may_know(caller, &state, key)).count();
+    let connections: Vec<Value> = peers
+        .iter()
+        .map(|peer| {
+            let address = state.devices.get(&peer.device).and_then(|device| device.addresses.first());
+            json!({ "device": peer.name, "address": address, "connected": peer.connected, "reason": peer.last_error })
+        })
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "device": state.device_name(&id),
+        "device_id": id.to_string(),
+        "network": state.network.to_string(),
+        "network_name": state.genesis.as_ref().map(|genesis| genesis.name.clone()),
+        "dev": state.policy().is_some_and(|policy| policy.dev),
+        "phase": phase(&agent.phase()),
+        "membership": device.map(|device| devices::membership(device.membership)),
+        "roles": device.map(devices::roles).unwrap_or_default(),
+        "fresh": fresh.fresh.is_ok(),
+        "fresh_reason": fresh.fresh.as_ref().err().map(ToString::to_string),
+        "freshness_age_ms": fresh.age_ms,
+        "skew_ms": fresh.skew_ms,
+        "ledger": {
+            "connected": ledger.connected,
+            "gateway": ledger.gateway,
+            "size": ledger.tip.size,
+            "root": hex::encode(ledger.tip.root.0),
+            "effective_size": ledger.effective.size,
+            "last_contact_ms": Some(ledger.last_contact_ms).filter(|at| *at != 0),
+            "last_error": ledger.last_error,
+            "alarm": ledger.alarm.as_ref().map(ToString::to_string),
+        },
+        "witnesses": {
+            "n": witnesses.len(),
+            "quorum": w,
+            "tolerated_liars": tolerated_liars(witnesses.len(), w),
+            "answering": answering,
+        },
+        "vault": {
+            "kind": vault.kind,
+            "generation": vault.generation,
+            "software_only": vault.software_only,
+            "note": vault.note,
+        },
+        "holdings": {
+            "shards": holdings.shards,
+            "pending_shards": holdings.pending_shards,
+            "windows": holdings.windows,
+            "unposted_grants": holdings.unposted_grants,
+            "served_connections": holdings.served_connections,
+        },
+        "memory": {
+            "memfd_secret": memory.memfd_secret,
+            "capacity_bytes": memory.capacity_bytes,
+            "used_bytes": memory.used_bytes,
+        },
+        "applications": caller.app.applications.count(),
+        "peers": connections,
+        "tokens": state.tokens.values().map(|token| token.record.label.clone()).collect::<Vec<_>>(),
+        "keys": known,
+        "warnings": warnings(&state, &fresh, &peers, caller),
+    })
+}
+
+fn phase(phase: &Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::NotJoined => "not joined",
+        Phase::WaitingForApproval => "waiting for approval",
+        Phase::Running => "running",
+        Phase::Banned => "banned",
+        Phase::Stopping => "stopping",
+    }
+}
+
+/// Sentences about what weakens this network, gravest first.
+fn warnings(state: &State, fresh: &FreshnessStatus, peers: &[PeerStatus], caller: &Caller<'_>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(alarm) = caller.app.keys.ledger().alarm {
+        warnings.push(format!("the ledger raised an alarm: {alarm}"));
+    }
+    if let Err(why) = &fresh.fresh {
+        warnings.push(format!("no key is used or released now: {why}"));
+    }
+    let own = caller.app.keys.device();
+    let away = |device| device != own && !peers.iter().any(|peer| peer.device == device && peer.connected);
+    keys_without_spare(state, away, caller, &mut warnings);
+    let witnesses = state.witnesses().len();
+    if tolerated_liars(witnesses, quorum(witnesses)) == 0 && witnesses > 0 {
+        warnings.push(format!(
+            "with {witnesses} witnesses and a quorum of {} a single lying witness can split the ledger",
+            quorum(witnesses)
+        ));
+    }
+    let software: Vec<_> =
+        state.devices.values().filter(|d| d.is_member() && d.software_only).map(|d| d.name.as_str()).collect();
+    if !software.is_empty() {
+        warnings.push(format!("software-only vaults, for development: {}", software.join(", ")));
+    }
+    if !mayfly_secmem::status().memfd_secret {
+        warnings.push("secret memory is locked but not hidden from root: memfd_secret is not available".into());
+    }
+    warnings
+}
+
+/// Keys that the loss of one more holder, or of any, would stop.
+fn keys_without_spare(
+    state: &State,
+    away: impl Fn(mayfly_protocol::DeviceId) -> bool,
+    caller: &Caller<'_>,
+    warnings: &mut Vec<String>,
+) {
+    let (mut stopped, mut thin, mut tight) = (Vec::new(), Vec::new(), Vec::new());
+    for key in state.keys.values().filter(|key| !key.deleted && super::names::may_know(caller, state, key)) {
+        let usable = |device| state.devices.get(&device).is_some_and(|d| d.is_member());
+        let live = key.accepted().filter(|shard| usable(shard.device) && !away(shard.device)).count();
+        let (t, n) = (usize::from(key.record.t), key.record.shards.len());
+        let name = label_of(&key.attributes);
+        match live {
+            live if live < t => stopped.push(name),
+            live if live == t && n > t => thin.push(name),
+            _ if n == t => tight.push(name),
+            _ => {}
+        }
+    }
+    for (keys, what) in [
+        (stopped, "too few holders are connected to use"),
+        (thin, "the loss of one more holder stops"),
+        (tight, "made without a spare share, the loss of any holder is final for"),
+    ] {
+        if !keys.is_empty() {
+            let named: Vec<_> = keys.iter().take(NAMED_MAX).map(String::as_str).collect();
+            let more =
+                if keys.len() > NAMED_MAX { format!(" and {} more", keys.len() - NAMED_MAX) } else { String::new() };
+            warnings.push(format!("{what}: {}{more}", named.join(", ")));
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Who is at the other end of a connection: the kernel's word, turned into the names that policy uses.
+//!
+//! Policy on the ledger names users and groups (`user=NAME`, `group=NAME`, each optionally `@DEVICE`); every host resolves the names
+//! by its own `/etc/passwd` and `/etc/group`. The answer is fixed when a connection opens, as a process's credentials are. Nothing
+//! that a frame says is asked.
+//!
+//! It must never give the overflow uid (a user that another user namespace could not map) any name.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Most bytes of `/etc/passwd` and `/etc/group` that are read, each.
+const ACCOUNTS_BYTES_MAX: u64 = 4 << 20;
+/// Most groups of one process that are looked at (the kernel's own limit).
+const GROUPS_MAX: usize = 65_536;
+/// Uid of unmapped users where `/proc` does not tell.
+const OVERFLOW_UID: u32 = 65_534;
+
+/// What the kernel says about the process that connected.
+#[derive(Debug)]
+pub struct Peer {
+    /// Effective user at the time of `connect`.
+    pub uid: u32,
+    /// Effective group at the time of `connect`.
+    pub gid: u32,
+    /// Process; 0 if it cannot be seen from our PID namespace.
+    pub pid: i32,
+    /// Start time of that process: field 22 of `/proc/PID/stat`, clock ticks since boot. With the pid it names a process for ever.
+    pub start: u64,
+    /// Supplementary groups of the process.
+    pub groups: Vec<u32>,
+}
+
+/// Why a peer cannot be identified.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The socket does not tell.
+    #[error("the kernel does not name the process at the other end")]
+    Credentials(#[source] std::io::Error),
+    /// The process is outside our PID namespace, so that it cannot be told from others of its user.
+    #[error("the process is in another PID namespace; run the agent in the host's")]
+    Namespace,
+    /// The process ended, or changed its user, while we looked.
+    #[error("process {0} ended or changed its user while it connected")]
+    Gone(i32),
+}
+
+impl Peer {
+    /// Asks the kernel about the other end of a connected Unix socket.
+    ///
+    /// # Errors
+    /// [`PeerError`]. A process id that was given to another process in the meantime is found out by its pidfd (SO_PEERPIDFD, Linux
+    /// 6.5), and on older kernels by its user.
+    pub fn of<F: AsFd>(socket: &F) -> Result<Self, PeerError> {
+        use nix::sys::socket::{getsockopt, sockopt};
+        let credentials =
+            getsockopt(&socket.as_fd(), sockopt::PeerCredentials).map_err(|e| PeerError::Credentials(e.into()))?;
+        let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
+        if pid <= 0 {
+            return Err(PeerError::Namespace);
+        }
+        let handle = getsockopt(&socket.as_fd(), sockopt::PeerPidfd).ok();
+        let start = start_time(pid).ok_or(PeerError::Gone(pid))?;
+        let status = read_bounded(&format!("/proc/{pid}/status")).ok_or(PeerError::Gone(pid))?;
+        let (owner, groups) = parse_status(&status).ok_or(PeerError::Gone(pid))?;
+        // A set-user-id program may have connected before or after its change: only groups that go with the connected user count.
+        let groups = if owner == uid { groups } else { Vec::new() };
+        if handle.is_some_and(|handle| has_ended(&handle)) || start_time(pid) != Some(start) {
+            return Err(PeerError::Gone(pid));
+        }
+        Ok(Self { uid, gid, pid, start, groups })
+    }
+}
+
+/// Field 22 of `/proc/PID/stat`. The second field, the program's name, may contain anything, `)` too: what counts is behind the last.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = read_bounded(&format!("/proc/{pid}/stat"))?;
+    parse_start(&stat)
+}
+
+fn parse_start(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Effective uid and supplementary groups of `/proc/PID/status`.
+fn parse_status(status: &str) -> Option<(u32, Vec<u32>)> {
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let owner = line("Uid:")?.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    let groups = line("Groups:")?.split_ascii_whitespace().take(GROUPS_MAX).filter_map(|g| g.parse().ok()).collect();
+    Some((owner, groups))
+}
+
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+}
+
+fn read_bounded(path: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(ACCOUNTS_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The host's users and groups, as far as policy needs them.
+#[derive(Debug, Default)]
+pub struct Accounts {
+    users: Vec<(String, u32, u32)>,
+    groups: Vec<(String, u32, Vec<String>)>,
+    overflow_uid: u32,
+}
+
+impl Accounts {
+    /// Reads `/etc/passwd`, `/etc/group` and the kernel's overflow uid. A file that cannot be read counts as empty: fewer names match.
+    pub fn load() -> Self {
+        let overflow = read_bounded("/proc/sys/kernel/overflowuid").and_then(|text| text.trim().parse().ok());
+        let file = |path| read_bounded(path).unwrap_or_default();
+        Self::parse(&file("/etc/passwd"), &file("/etc/group"), overflow.unwrap_or(OVERFLOW_UID))
+    }
+
+    /// Reads the text of `passwd(5)` and `group(5)`. Lines that are not of their form are passed over.
+    pub fn parse(passwd: &str, group: &str, overflow_uid: u32) -> Self {
+        let user = |line: &str| {
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| !name.is_empty())?;
+            Some((name.to_owned(), fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?))
+        };
+        let one_group = |line: &str| {
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| !name.is_empty())?;
+            let gid = fields.nth(1)?.parse().ok()?;
+            let members = fields.next()?.split(',').filter(|m| !m.is_empty()).map(str::to_owned).collect();
+            Some((name.to_owned(), gid, members))
+        };
+        Self {
+            users: passwd.lines().filter_map(user).collect(),
+            groups: group.lines().filter_map(one_group).collect(),
+            overflow_uid,
+        }
+    }
+}
+
+/// A user of this host, as policy sees him.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The kernel's number.
+    pub uid: u32,
+    users: Vec<String>,
+    groups: Vec<String>,
+    root: bool,
+    agent: bool,
+    nobody: bool,
+}
+
+impl Principal {
+    /// Resolves a peer's names. `agent_uid` is the agent's own user.
+    pub fn resolve(peer: &Peer, accounts: &Accounts, agent_uid: u32) -> Self {
+        let nobody = peer.uid == accounts.overflow_uid;
+        let mut users: Vec<String> =
+            accounts.users.iter().filter(|(_, uid, _)| *uid == peer.uid).map(|(name, ..)| name.clone()).collect();
+        let number = peer.uid.to_string();
+        if users.is_empty() && !accounts.users.iter().any(|(name, ..)| *name == number) {
+            users.push(number); // a user without an entry goes by his number
+        }
+        let in_group = |(name, gid, members): &&(String, u32, Vec<String>)| {
+            !name.is_empty()
+                && (*gid == peer.gid || peer.groups.contains(gid) || members.iter().any(|m| users.contains(m)))
+        };
+        let groups = accounts.groups.iter().filter(in_group).map(|(name, ..)| name.clone()).collect();
+        let root = peer.uid == 0 && !nobody;
+        Self { uid: peer.uid, users, groups, root, agent: peer.uid == agent_uid && !nobody, nobody }
+    }
+
+    /// Whether one rule (`user=NAME`, `group=NAME`, with `@DEVICE` or without) speaks of this user on the device of this name.
+    /// Root counts as every user and is in every group.
+    pub fn matches(&self, rule: &str, device: &str) -> bool {
+        if self.nobody {
+            return false;
+        }
+        let (subject, place) = rule.rsplit_once('@').map_or((rule, None), |(subject, place)| (subject, Some(place)));
+        if place.is_some_and(|place| place != device) {
+            return false;
+        }
+        match subject.split_once('=') {
+            Some(("user", name)) => self.root || self.users.iter().any(|user| user == name),
+            Some(("group", name)) => self.root || self.groups.iter().any(|group| group == name),
+            _ => false,
+        }
+    }
+
+    /// Whether a key's list of users lets this one in. An empty list lets in root only.
+    pub fn may_use(&self, allow: &[String], device: &str) -> bool {
+        if allow.is_empty() { self.root } else { allow.iter().any(|rule| self.matches(rule, device)) }
+    }
+
+    /// Whether a token's list of users lets this one in. An empty list lets in everybody but the overflow uid.
+    pub fn may_see(&self, allow: &[String], device: &str) -> bool {
+        !self.nobody && (allow.is_empty() || allow.iter().any(|rule| self.matches(rule, device)))
+    }
+
+    /// Whether this user may manage the agent: root, and the agent's own user.
+    pub fn manages(&self) -> bool {
+        self.root || self.agent
+    }
+
+    /// The rule that lets exactly this user use what he makes.
+    pub fn own_rule(&self) -> String {
+        format!("user={}", self.name())
+    }
+
+    /// A name for people.
+    pub fn name(&self) -> &str {
+        self.users.first().map_or("nobody", String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/x\nalice:x:1000:1000::/h:/b\nalias:x:1000:1000::/h:/b\n\
+                          bad line\n4711:x:12:12::/:/\nnobody:x:65534:65534::/:/\n:x:5:5::/:/\n";
+    const GROUP: &str = "root:x:0:\nwww-data:x:33:\nalice:x:1000:\nsigners:x:2000:bob,alice\nextra:x:3000:\nbroken:x:\nnogroup:x:65534:\n";
+
+    fn principal(uid: u32, gid: u32, groups: &[u32]) -> Principal {
+        let peer = Peer { uid, gid, pid: 1, start: 1, groups: groups.to_vec() };
+        Principal::resolve(&peer, &Accounts::parse(PASSWD, GROUP, 65_534), 999)
+    }
+
+    #[test]
+    fn rules_match_names_of_this_host() {
+        let cases: &[(u32, u32, &[u32], &str, bool)] = &[
+            (1000, 1000, &[], "user=alice", true),
+            (1000, 1000, &[], "user=alias", true),
+            (1000, 1000, &[], "user=bob", false),
+            (1000, 1000, &[], "user=alice@web1", true),
+            (1000, 1000, &[], "user=alice@web2", false),
+            (1000, 1000, &[], "group=signers", true),
+            (1000, 1000, &[3000], "group=extra", true),
+            (1000, 1000, &[], "group=extra", false),
+            (1000, 1000, &[], "group=alice", true),
+            (1000, 1000, &[], "user=1000", false),
+            (1000, 1000, &[], "alice", false),
+            (1000, 1000, &[], "role=alice", false),
+            (1000, 1000, &[], "user=", false),
+            (1000, 1000, &[], "", false),
+            (33, 33, &[], "user=www-data", true),
+            (33, 33, &[], "user=alice", false),
+            (4242, 33, &[], "user=4242", true),
+            (4242, 33, &[], "group=www-data", true),
+            (4711, 1, &[], "user=4711", false), // the name belongs to uid 12
+            (0, 0, &[], "user=alice", true),
+            (0, 0, &[], "group=signers", true),
+            (0, 0, &[], "user=alice@web2", false),
+            (65_534, 65_534, &[], "user=nobody", false),
+            (65_534, 65_534, &[], "group=nogroup", false),
+            (65_534, 0, &[0], "user=root", false),
+        ];
+        for (uid, gid, groups, rule, expected) in cases {
+            assert_eq!(principal(*uid, *gid, groups).matches(rule, "web1"), *expected, "uid {uid}: {rule}");
+        }
+    }
+
+    #[test]
+    fn empty_lists() {
+        let nothing: [String; 0] = [];
+        for (uid, uses, sees) in [(0, true, true), (1000, false, true), (65_534, false, false)] {
+            let who = principal(uid, uid, &[]);
+            assert_eq!((who.may_use(&nothing, "d"), who.may_see(&nothing, "d")), (uses, sees), "uid {uid}");
+        }
+    }
+
+    #[test]
+    fn managers() {
+        for (uid, manages) in [(0, true), (999, true), (1000, false), (65_534, false)] {
+            assert_eq!(principal(uid, uid, &[]).manages(), manages, "uid {uid}");
+        }
+        assert_eq!(principal(1000, 1000, &[]).own_rule(), "user=alice");
+        assert_eq!(principal(4242, 1, &[]).own_rule(), "user=4242");
+    }
+
+    #[test]
+    fn proc_files() {
+        let stat = "77 (a) S 1) S 1 77 77 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 9 9";
+        assert_eq!(parse_start(stat), Some(123_456));
+        for bad in ["", "77 (x)", "77 (x) S 1 2", "no parenthesis"] {
+            assert_eq!(parse_start(bad), None, "{bad}");
+        }
+        assert_eq!(parse_status("Uid:\t1\t2\t3\t4\nGroups:\t5 6 \n"), Some((2, vec![5, 6])));
+        assert_eq!(parse_status("Uid:\t1\n"), None);
+    }
+
+    #[test]
+    fn the_other_end_of_a_pair_is_this_process() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let peer = Peer::of(&one).unwrap();
+        assert_eq!(peer.pid as u32, std::process::id());
+        assert_eq!(Some(peer.start), start_time(peer.pid));
+        assert_eq!(peer.uid, rustix::process::getuid().as_raw());
+    }
+}
