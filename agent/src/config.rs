@@ -3,6 +3,7 @@
 //! It must never hold a secret: PINs and passphrases of vaults come from where the vault's own page says (credentials, files).
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -81,6 +82,12 @@ pub struct Vault {
     /// Text that the plugin reads (its page says what is in it).
     #[serde(default)]
     pub config: String,
+    /// Variables for the plugin's process, which has no others: what a vendor's library is configured by (`SOFTHSM2_CONF`).
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Whether the plugin may open network connections: the library of a network HSM, a simulated TPM over TCP.
+    #[serde(default)]
+    pub network: bool,
 }
 
 /// Settings of new keys whose maker does not name them.
@@ -238,11 +245,13 @@ impl Config {
 
     fn fault(&self) -> Option<&'static str> {
         let word = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let variable = |s: &String| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         let pin_ok = |pin: &String| pin.len() == 64 && pin.chars().all(|c| c.is_ascii_hexdigit());
         let checks = [
             (word(&self.device_name), "device_name has letters, digits, '-', '_' and '.' only"),
             (word(&self.vault.kind), "vault.kind is one word, such as file, tpm or pkcs11"),
             (self.vault.pin.as_ref().is_none_or(pin_ok), "vault.pin is a SHA-256 in 64 hexadecimal digits"),
+            (self.vault.environment.keys().all(variable), "names in vault.environment have letters, digits and '_' only"),
             (self.peers.advertise.as_ref().is_none_or(|a| a.contains(':')), "peers.advertise is host:port"),
             ((2..=63).contains(&self.new_keys.threshold), "new_keys.threshold is 2 to 63"),
             ((self.new_keys.threshold..=63).contains(&self.new_keys.shares), "new_keys.shares is new_keys.threshold to 63"),
@@ -292,6 +301,7 @@ mod tests {
             ("[peers]\nport = 1\n", "port"),
             ("[log]\nformat = \"xml\"\n", "format"),
             ("[danger]\nskip_checks = true\n", "skip_checks"),
+            ("[vault.environment]\n\"A=B\" = \"c\"\n", "vault.environment"),
             ("[danger]\naccept_deadline_ms = 0\n", "accept_deadline_ms"),
             ("[peers]\nadvertise = \"host\"\n", "advertise"),
             ("[new_keys]\nthreshold = 1\n", "threshold"),

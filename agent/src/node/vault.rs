@@ -4,7 +4,7 @@
 
 use crate::config;
 use mayfly_crypto::sign::{Alg, PublicKey, SignError};
-use mayfly_plugin_api::{ArtifactMissing, HostConfig, PathRule, PluginError, Tier, VaultPlugin, abi, find_artifact};
+use mayfly_plugin_api::{ArtifactMissing, HostConfig, Network, PathRule, PluginError, Tier, VaultPlugin, abi, find_artifact};
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::VaultOpening;
@@ -243,6 +243,10 @@ fn host_config(config: &config::Config, data_dir: &Path) -> Result<HostConfig, V
         hex::decode_to_slice(pin, &mut bytes).expect("checked when the configuration was read");
         bytes
     });
+    host.env = config.vault.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    if config.vault.network {
+        host.network = Network::Allowed;
+    }
     if config.danger.plugin_path_unchecked {
         host.path_rule = PathRule::DangerDevelopment;
     }
