@@ -113,11 +113,11 @@ pub(crate) fn make_identity(open: &Open, vault: &VaultId, signing: Signing) -> R
     let [public, private] =
         [ObjectClass::PUBLIC_KEY, ObjectClass::PRIVATE_KEY].map(|class| identity_names(vault, class));
     let (found_public, found_private) = (search(open, &public)?, search(open, &private)?);
-    if let ([public], [private]) = (&found_public[..], &found_private[..]) {
-        if let Ok(key) = identity::public_of(&open.session, signing, *public, *private) {
-            check_kept(open, *private)?;
-            return Ok(key);
-        }
+    if let ([public], [private]) = (&found_public[..], &found_private[..])
+        && let Ok(key) = identity::public_of(&open.session, signing, *public, *private)
+    {
+        check_kept(open, *private)?;
+        return Ok(key);
     }
     // halves of attempts that nobody has seen the result of
     for key in found_public.into_iter().chain(found_private) {

@@ -1,5 +1,7 @@
 //! The vault `pkcs11` passes the vault suite on SoftHSM, in its own process as the agent runs it.
 
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping, helpers too")]
+
 mod common;
 
 use common::SoftHsm;

@@ -1,6 +1,8 @@
 //! Tokens that are not as one hopes, in the vault's own process: wrong PINs, missing and pulled tokens, odd mechanisms,
 //! a library that crashes or hangs.
 
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping, helpers too")]
+
 mod common;
 
 use common::{OddToken, SoftHsm, settled};
@@ -278,4 +280,47 @@ fn a_library_that_hangs_is_ended() {
     token.plan("");
     settled(|| vault.open_key(1, Tier::Boot));
     assert_eq!(advance(&vault), 2);
+}
+
+/// Times that `needle` is in the writable memory of a process; `None` where that cannot be read.
+fn found_in_memory(pid: u32, needle: &[u8]) -> Option<usize> {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut found = 0;
+    let mut read = 0;
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
+        let (from, to) = line.split(' ').next()?.split_once('-')?;
+        let (from, to) = (u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?);
+        let mut bytes = vec![0; (to - from) as usize];
+        // memfd_secret and guard pages cannot be read, by nobody
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            read += bytes.len();
+            found += bytes.windows(needle.len()).filter(|window| *window == needle).count();
+        }
+    }
+    assert!(read > 100_000, "the process was searched");
+    Some(found)
+}
+
+/// Neither the PIN nor a vault key stays in the host between calls; SoftHSM's own keys do (see `security_note`).
+#[test]
+fn nothing_stays_in_the_host() {
+    for more in ["seal = 'aes-gcm'", "seal = 'aes-key-wrap-pad'"] {
+        let token = SoftHsm::new();
+        let vault = VaultPlugin::start(&token.config("data", more)).unwrap();
+        let key = vault.stage(1, Tier::Boot).unwrap();
+        vault.commit(1).unwrap();
+        vault.identity_public(None, true).unwrap();
+        vault.open_key(1, Tier::Boot).unwrap();
+        let pid = vault.host_pid().unwrap();
+        let Some(control) = found_in_memory(pid, token.path("data").as_os_str().as_encoded_bytes()) else {
+            println!("the host's memory cannot be read by this user: not searched");
+            return;
+        };
+        assert!(control > 0, "what is there is found: the path of the vault's folder");
+        assert_eq!(found_in_memory(pid, token.pin().as_bytes()), Some(0), "the PIN, {more}");
+        assert_eq!(found_in_memory(pid, &key.expose()[..]), Some(0), "a vault key, {more}");
+        assert_eq!(found_in_memory(pid, &key.expose()[8..24]), Some(0), "half of a vault key, {more}");
+    }
 }

@@ -1,6 +1,7 @@
 //! A private SoftHSM token per test, and vaults in it as the agent runs them.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping")]
 
 use mayfly_plugin_api::{HostConfig, PathRule, PluginError, VaultPlugin, find_artifact};
 use std::ffi::OsString;
