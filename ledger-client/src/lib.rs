@@ -26,8 +26,8 @@ mod store;
 mod witness;
 mod worker;
 
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use author::{Author, EntrySigner, PostError};
 pub use chain::{Advance, Chain, ChainError, Draft};

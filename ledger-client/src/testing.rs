@@ -1,4 +1,5 @@
-//! A small ledger for unit tests: an administrator, devices, a gateway's key, and the entries that they sign.
+//! A small ledger for unit tests: an administrator, devices, a gateway's key, and the entries that they sign. Panics where a test is wrong.
+#![expect(clippy::unwrap_used, reason = "compiled for tests only")]
 
 use crate::chain::Chain;
 use crate::replica::SignerError;
@@ -17,26 +18,37 @@ pub const START_MS: u64 = 1_700_000_000_000;
 /// Bound of the network's policy.
 pub const SKEW_MS: u64 = 10_000;
 
+/// The ledger.
 pub struct Ledger {
+    /// The one administrator.
     pub admin: Ed25519Secret,
+    /// The one gateway.
     pub gateway: Ed25519Secret,
+    /// The first entry.
     pub genesis: Vec<u8>,
+    /// Zeros before [`Ledger::start`].
     pub network: NetworkId,
     /// Everything so far.
     pub state: State,
+    /// Time of the newest bundle; each one is a millisecond later.
     pub time_ms: u64,
 }
 
+/// A device.
 pub struct Device {
+    /// Identity key.
     pub identity: Ed25519Secret,
+    /// Session key.
     pub session: Ed25519Secret,
 }
 
 impl Device {
+    /// Its id.
     pub fn id(&self) -> DeviceId {
         DeviceId(public_key_id(&self.identity.public()))
     }
 
+    /// Its cosignature.
     pub fn cosign(&self, network: &NetworkId, head: &Head, time_ms: u64) -> Cosignature {
         let signature = self.session.sign(&Cosignature::message(network, head, time_ms)).to_vec();
         Cosignature { witness: self.id(), time_ms, signature }
@@ -62,6 +74,8 @@ fn key() -> Ed25519Secret {
 }
 
 impl Ledger {
+    /// A ledger without entries.
+    #[expect(clippy::new_without_default, reason = "random keys are no default")]
     pub fn new() -> Ledger {
         let (admin, gateway) = (key(), key());
         let mut ledger = Ledger {
@@ -172,12 +186,13 @@ impl Ledger {
         (device, vec![invited, joined, delegated])
     }
 
-    /// The device becomes a witness.
+    /// The device becomes a witness, or is none any more.
     pub fn witness(&mut self, device: &Device, is_witness: bool) -> Bundle {
         let roles = if is_witness { vec![DeviceRole::Witness] } else { vec![] };
         self.post(record::Role { device: device.id(), roles })
     }
 
+    /// The head.
     pub fn head(&self) -> Head {
         self.state.head()
     }
@@ -187,16 +202,19 @@ impl Ledger {
         note(&self.gateway, &self.network, head, None)
     }
 
+    /// The gateway's bookmark of a head.
     pub fn bookmark(&self, head: &Head, time_ms: u64) -> Vec<u8> {
         note(&self.gateway, &self.network, head, Some(time_ms))
     }
 
+    /// A head with these cosignatures.
     pub fn witnessed(&self, head: &Head, by: &[&Device]) -> WitnessedHead {
         let cosignatures = by.iter().map(|d| d.cosign(&self.network, head, self.time_ms)).collect();
         WitnessedHead { note: self.note(head), cosignatures }
     }
 }
 
+/// A note signed by `gateway`; with a time it is a bookmark.
 pub fn note(gateway: &Ed25519Secret, network: &NetworkId, head: &Head, time_ms: Option<u64>) -> Vec<u8> {
     let (checkpoint, name) = (head.checkpoint(network), head::origin(network));
     let signature = gateway.sign(checkpoint.body().as_bytes());

@@ -235,3 +235,121 @@ pub fn cut(frame: &Bytes, first: u64, from: u64) -> Bytes {
 fn witnessed_frame(head: &WitnessedHead) -> Bytes {
     FromGateway::Witnessed(head.clone()).encode().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_ledger_client::testing::Ledger;
+
+    struct World {
+        ledger: Ledger,
+        feed: Feed,
+    }
+
+    impl World {
+        fn new(ring_bytes_max: usize) -> World {
+            let mut ledger = Ledger::new();
+            let genesis = ledger.start();
+            let key = Arc::new(GatewayKey::generate().unwrap());
+            let feed = Feed::new(ledger.network, key, ring_bytes_max, Arc::default(), Ladder::default(), &[], None);
+            let world = World { ledger, feed };
+            world.push(&genesis);
+            world
+        }
+
+        fn push(&self, bundle: &Bundle) {
+            let frame = FromGateway::Bundle(bundle.clone()).encode();
+            self.feed.push_bundle(bundle, frame, Arc::new(self.ledger.state.clone()));
+        }
+
+        fn token(&mut self, label: &str) {
+            let bundle = self.ledger.token(label);
+            self.push(&bundle);
+        }
+
+        fn witnessed(&self, size: u64, is_link: bool) {
+            let head = WitnessedHead { note: size.to_string().into_bytes(), cosignatures: vec![] };
+            self.feed.witnessed(size, &head, is_link);
+        }
+    }
+
+    /// What a client gets from `cursor` on, in words; ends where the feed has no more.
+    fn sent(feed: &Feed, cursor: &mut Cursor) -> Vec<String> {
+        let mut words = Vec::new();
+        loop {
+            words.push(match feed.next(cursor) {
+                Next::Nothing => return words,
+                Next::Stored => {
+                    words.push("stored".into());
+                    return words;
+                }
+                Next::Frame(frame) => match FromGateway::decode(&frame).unwrap().unwrap() {
+                    FromGateway::Bundle(b) => format!("{}..{}", b.first, b.end()),
+                    FromGateway::Proposed { note } => format!("proposed {}", String::from_utf8(note).unwrap()),
+                    FromGateway::Witnessed(head) => format!("witnessed {}", String::from_utf8(head.note).unwrap()),
+                    other => format!("{other:?}"),
+                },
+            });
+        }
+    }
+
+    #[test]
+    fn a_client_gets_bundles_links_in_their_place_and_the_newest_heads_once() {
+        let mut world = World::new(1 << 20);
+        world.token("a");
+        world.witnessed(2, true);
+        world.token("b");
+        world.witnessed(3, false);
+        world.token("c");
+        world.witnessed(4, true);
+        world.token("d");
+        world.feed.propose(5, b"5".to_vec());
+        let mut fresh = world.feed.cursor(0, 0);
+        let all = ["0..1", "1..2", "witnessed 2", "2..3", "3..4", "witnessed 4", "4..5", "proposed 5"];
+        assert_eq!(sent(&world.feed, &mut fresh), all);
+        assert!(sent(&world.feed, &mut fresh).is_empty(), "once");
+        assert_eq!(sent(&world.feed, &mut world.feed.cursor(4, 2)), ["witnessed 4", "4..5", "proposed 5"]);
+        assert_eq!(sent(&world.feed, &mut world.feed.cursor(5, 4)), ["proposed 5"]);
+        world.witnessed(5, false);
+        assert_eq!(sent(&world.feed, &mut fresh), ["witnessed 5"]);
+        assert_eq!(
+            sent(&world.feed, &mut world.feed.cursor(5, 5)),
+            [""; 0],
+            "what is witnessed is not proposed any more"
+        );
+    }
+
+    #[test]
+    fn a_token_inside_a_bundle_gets_the_rest_of_it() {
+        let mut world = World::new(1 << 20);
+        let (mut a, b) = (world.ledger.token("a"), world.ledger.token("b"));
+        a.entries.extend(b.entries);
+        world.push(&a);
+        let mut cursor = world.feed.cursor(2, 0);
+        assert_eq!(sent(&world.feed, &mut cursor), ["2..3"]);
+        assert_eq!(cursor.size, 3);
+    }
+
+    #[test]
+    fn the_ring_is_bounded_and_who_fell_out_is_served_from_the_store() {
+        let mut world = World::new(2000);
+        for n in 0..50 {
+            world.token(&format!("t{n}"));
+        }
+        assert!(world.feed.read().ring_bytes <= 2000);
+        assert_eq!(sent(&world.feed, &mut world.feed.cursor(0, 0)), ["stored"]);
+        let newest = world.ledger.state.size() - 1;
+        assert_eq!(sent(&world.feed, &mut world.feed.cursor(newest, 0)), [format!("{newest}..{}", newest + 1)]);
+    }
+
+    #[test]
+    fn a_bookmark_is_of_the_very_end_and_shared_for_a_moment() {
+        let mut world = World::new(1 << 20);
+        let first = world.feed.bookmark(1, 5000).unwrap();
+        assert_eq!(world.feed.bookmark(1, 5500), Some(first.clone()));
+        assert_ne!(world.feed.bookmark(1, 7000), Some(first));
+        world.token("a");
+        assert_eq!(world.feed.bookmark(1, 7000), None);
+        assert!(world.feed.bookmark(2, 7000).is_some());
+    }
+}

@@ -104,3 +104,90 @@ impl Notary {
         Some(Witnessed { size: proposal.head.size, head, is_link })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_ledger_client::testing::{Device, Ledger, chain};
+
+    /// A ledger with three witnesses, all of it effective.
+    fn world() -> (Ledger, [Device; 3], Chain, Notary) {
+        let mut ledger = Ledger::new();
+        let mut bundles = vec![ledger.start()];
+        let devices = ["a", "b", "c"].map(|name| {
+            let (device, joined) = ledger.device(name);
+            bundles.extend(joined);
+            device
+        });
+        let mut chain = chain(ledger.network, &bundles);
+        for (n, device) in devices.iter().enumerate() {
+            chain.extend(&ledger.witness(device, true)).unwrap();
+            let head = ledger.head();
+            let signed: Vec<_> = devices[..n].iter().map(|d| d.cosign(&ledger.network, &head, 5)).collect();
+            chain.advance(&head, &signed);
+            assert_eq!(chain.effective().head(), head);
+        }
+        let notary = Notary::new(ledger.network, Arc::new(GatewayKey::generate().unwrap()));
+        (ledger, devices, chain, notary)
+    }
+
+    #[test]
+    fn one_head_at_a_time_is_proposed_and_the_next_when_it_is_witnessed() {
+        let (mut ledger, [a, b, c], mut chain, mut notary) = world();
+        let now = Instant::now();
+        chain.extend(&ledger.token("1")).unwrap();
+        let first = ledger.head();
+        assert_eq!(notary.propose(&chain, now).map(|p| p.size), Some(first.size));
+        assert_eq!(notary.propose(&chain, now), None, "once");
+        chain.extend(&ledger.token("2")).unwrap();
+        assert_eq!(notary.propose(&chain, now), None, "the first is not witnessed yet");
+        assert!(notary.is_behind(&chain));
+
+        let sign = |device: &Device, head: &Head| device.cosign(&ledger.network, head, 5);
+        assert!(notary.cosigned(&mut chain, &first, sign(&a, &first)).is_none());
+        assert!(notary.cosigned(&mut chain, &first, sign(&a, &first)).is_none(), "the same one twice");
+        let forged = Cosignature { witness: b.id(), ..sign(&c, &first) };
+        assert!(notary.cosigned(&mut chain, &first, forged).is_none(), "a forged one");
+        let other = Head { root: Default::default(), ..first };
+        assert!(notary.cosigned(&mut chain, &other, sign(&b, &other)).is_none(), "another head");
+        let unproposed = ledger.head();
+        assert!(notary.cosigned(&mut chain, &unproposed, sign(&b, &unproposed)).is_none(), "not proposed");
+        let witnessed = notary.cosigned(&mut chain, &first, sign(&b, &first)).unwrap();
+        assert_eq!((witnessed.size, witnessed.is_link, witnessed.head.cosignatures.len()), (first.size, false, 2));
+        assert_eq!(chain.effective().head(), first);
+        assert!(notary.cosigned(&mut chain, &first, sign(&c, &first)).is_none(), "late");
+        assert_eq!(notary.propose(&chain, now).map(|p| p.size), Some(unproposed.size));
+    }
+
+    #[test]
+    fn a_proposal_without_a_quorum_does_not_hold_up_newer_ones() {
+        let (mut ledger, [a, b, _], mut chain, mut notary) = world();
+        let mut now = Instant::now();
+        let mut heads = Vec::new();
+        for n in 0..PROPOSALS_MAX + 5 {
+            chain.extend(&ledger.token(&format!("{n}"))).unwrap();
+            heads.push(ledger.head());
+            assert!(notary.propose(&chain, now).is_some(), "{n}");
+            now += PROPOSAL_STALE_AFTER;
+        }
+        assert_eq!(notary.proposals.len(), PROPOSALS_MAX);
+        let sign = |device: &Device, head: &Head| device.cosign(&ledger.network, head, 5);
+        assert!(notary.cosigned(&mut chain, &heads[0], sign(&a, &heads[0])).is_none(), "forgotten");
+        let middle = heads[PROPOSALS_MAX];
+        assert!(notary.cosigned(&mut chain, &middle, sign(&a, &middle)).is_none());
+        assert_eq!(notary.cosigned(&mut chain, &middle, sign(&b, &middle)).unwrap().size, middle.size);
+        assert_eq!(notary.proposals.len(), 4, "older ones are over");
+    }
+
+    #[test]
+    fn a_change_of_witnesses_is_a_link() {
+        let (mut ledger, [a, b, c], mut chain, mut notary) = world();
+        chain.extend(&ledger.witness(&c, false)).unwrap();
+        let head = ledger.head();
+        notary.propose(&chain, Instant::now()).unwrap();
+        let sign = |device: &Device| device.cosign(&ledger.network, &head, 5);
+        assert!(notary.cosigned(&mut chain, &head, sign(&a)).is_none());
+        assert!(notary.cosigned(&mut chain, &head, sign(&b)).unwrap().is_link);
+        assert_eq!(chain.effective().witnesses().len(), 2);
+    }
+}

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use mayfly_ledger_client::{Alarm, Change, PostError, SubmitError};
+use mayfly_ledger_client::{Alarm, Change, EntrySigner, PostError, SubmitError};
 use mayfly_ledger_server::config::Limits;
 use mayfly_protocol::record::{self, Record, Verifier};
 use mayfly_protocol::sync::reject;
@@ -295,6 +295,32 @@ fn a_ledger_that_was_set_back_is_not_followed() {
 }
 
 #[test]
+fn a_token_from_long_ago_is_resumed_and_one_of_another_past_is_found_out() {
+    let world = World::new();
+    let store = Memory::new();
+    let gateway = world.gateway(store.clone());
+    let address = gateway.address;
+    let at = [(address, 0)];
+    let admin = world.admin(&at);
+    let device = world.device(&admin, "a", &at);
+    let fork = store.copy();
+    let head = admin.replica.wait_tip(|s| s.size() > 3, SOON).unwrap().head();
+    gateway.stop();
+    // More entries than any state remembers heads of, in bundles of their own; and the same number of others elsewhere.
+    world.fill(&store, 3000, "one");
+    world.fill(&fork, 3000, "other");
+    let gateway = world.gateway_with(store.clone(), 0, address, Limits { ring_mib: 1, ..Limits::default() });
+    let state = device.replica.wait_tip(|s| s.size() == head.size + 3000, SOON).unwrap();
+    assert_eq!(state.size(), store.size());
+    gateway.stop();
+
+    world.fill(&fork, 2000, "other still");
+    let _gateway = world.gateway_with(fork, 0, address, Limits::default());
+    eventually("the device sees the fork", || matches!(device.replica.status().alarm, Some(Alarm::Fork { .. })));
+    assert_eq!(device.replica.tip().head(), state.head());
+}
+
+#[test]
 fn heads_take_effect_with_a_quorum_and_not_without() {
     let world = World::new();
     let gateway = world.gateway(Memory::new());
@@ -373,6 +399,37 @@ fn many_writers_share_bundles_and_all_of_it_arrives() {
         let state = device.replica.wait_effective(|s| s.size() >= size, SOON).unwrap();
         assert_eq!(state.objects.len(), 150);
     }
+}
+
+#[test]
+fn an_outbox_is_settled_whatever_became_of_its_entry() {
+    let world = World::new();
+    let gateway = world.gateway(Memory::new());
+    let at = [(gateway.address, 0)];
+    let admin = world.admin(&at);
+    let index = admin.post(token("stored"));
+    admin.replica.wait_tip(|s| s.size() > index, SOON).unwrap();
+    let stored = admin.replica.entries(index, 1).unwrap().remove(0).2;
+    let path = world.dir.path().join("admin").join(format!("{}.entry", admin.author.id()));
+    let settle = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let settled = world.admin(&at).author.settle(SOON).unwrap();
+        assert!(!path.exists());
+        settled
+    };
+    assert_eq!(settle(&stored), Some(index), "it was appended, the answer was lost");
+    assert_eq!(settle(&stored[..stored.len() / 2]), None, "torn");
+    let mut refused = Entry::decode(&stored).unwrap();
+    refused.author_seq += 7;
+    assert_eq!(settle(&refused.encode()), None, "refused");
+
+    let mut fresh = Entry::decode(&stored).unwrap();
+    (fresh.author_seq, fresh.author_prev) = admin.replica.tip().author_next(&fresh.author);
+    fresh.payload = Record::from(token("never sent")).encode();
+    fresh.signatures.clear();
+    fresh.sign_with(&world.admin.public(), |m| EntrySigner::sign(&world.admin, m)).unwrap();
+    assert_eq!(settle(&fresh.encode()), Some(index + 1), "saved, but not sent");
+    assert_eq!(admin.post(token("next")), index + 2);
 }
 
 #[test]

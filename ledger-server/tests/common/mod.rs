@@ -12,6 +12,7 @@ use mayfly_ledger_server::{Gateway, run};
 use mayfly_plugin_api::{Append, Bundle, Checkpoint, Head, PluginError, ReadAnswer, Status};
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::{self, DeviceRole, Record, Verifier};
+use mayfly_protocol::sync::{self, FromGateway};
 use mayfly_protocol::{AuthorId, DeviceId, Entry, InviteId, NetworkId, State};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -181,6 +182,44 @@ impl World {
         device.author.post_signed_by(&signers, &join.into(), SOON).unwrap();
         device.delegate(1);
         device
+    }
+
+    /// Puts this many entries of the administrator's into a store that no gateway has open.
+    pub fn fill(&self, store: &Memory, count: u64, label: &str) {
+        let mut state = State::default();
+        for stored in store.inner.lock().unwrap().bundles.clone() {
+            let Ok(Some(FromGateway::Bundle(bundle))) = FromGateway::decode(&stored.bytes) else { panic!() };
+            bundle.entries.iter().for_each(|e| drop(state.apply(bundle.time_ms, e).unwrap()));
+        }
+        let mut left = count;
+        while left > 0 {
+            let (first, time_ms) = (state.size(), now_ms().max(state.time_ms));
+            let mut entries = Vec::new();
+            for _ in 0..left.min(100) {
+                let author = AuthorId(self.admin.id());
+                let (author_seq, author_prev) = state.author_next(&author);
+                let record = Record::from(token(&format!("{label} {}", state.size())));
+                let mut entry = Entry {
+                    version: mayfly_protocol::entry::VERSION,
+                    network: self.network,
+                    kind: record.kind() as u16,
+                    author,
+                    author_seq,
+                    author_prev,
+                    head: state.head(),
+                    payload: record.encode(),
+                    signatures: vec![],
+                };
+                entry.sign_with(&self.admin.public(), |m| EntrySigner::sign(&self.admin, m)).unwrap();
+                state.apply(time_ms, &entry.encode()).unwrap();
+                entries.push(entry.encode().into());
+            }
+            left -= entries.len() as u64;
+            let expected = store.head().unwrap();
+            let frame = FromGateway::Bundle(sync::Bundle { first, time_ms, entries }).encode();
+            let bundle_hash = sync::Bundle::chain_hash(&expected.bundle_hash, &frame);
+            store.append_if_head(&expected, &Head { size: state.size(), epoch: 0, bundle_hash }, &frame).unwrap();
+        }
     }
 
     /// Makes exactly these devices witnesses, one record each.
