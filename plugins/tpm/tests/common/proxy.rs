@@ -1,0 +1,163 @@
+//! Stands on the bus between a plugin and its TPM: records every byte, counts commands, kills or waits between any two.
+
+use super::{Swtpm, control_of};
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// What is done to one command.
+pub enum Act {
+    /// Passed on.
+    Pass,
+    /// Never reaches the TPM; the connection breaks.
+    Drop,
+    /// Reaches the TPM, the answer is lost.
+    LoseAnswer,
+    /// The answer is changed on its way: offset from its end, mask.
+    Alter(usize, u8),
+}
+
+/// Decides on command number `n` (from 0) of code `cc`; may do whatever it likes, such as killing the plugin.
+pub type Judge = dyn FnMut(usize, u32) -> Act + Send;
+
+pub struct Proxy {
+    pub socket: PathBuf,
+    pub shared: Arc<Shared>,
+}
+
+pub struct Shared {
+    pub count: AtomicUsize,
+    pub traffic: Mutex<Vec<u8>>,
+    pub codes: Mutex<Vec<u32>>,
+    judge: Mutex<Option<Box<Judge>>>,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    /// Starts counting and recording anew.
+    pub fn restart(&self) {
+        self.count.store(0, Ordering::SeqCst);
+        self.traffic.lock().unwrap().clear();
+        self.codes.lock().unwrap().clear();
+    }
+
+    pub fn judge(&self, judge: impl FnMut(usize, u32) -> Act + Send + 'static) {
+        *self.judge.lock().unwrap() = Some(Box::new(judge));
+    }
+
+    pub fn pass_all(&self) {
+        *self.judge.lock().unwrap() = None;
+    }
+
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+}
+
+impl Proxy {
+    pub fn start(tpm: &Swtpm) -> Proxy {
+        let socket = tpm.dir.path().join("bus");
+        let shared = Arc::new(Shared {
+            count: AtomicUsize::new(0),
+            traffic: Mutex::default(),
+            codes: Mutex::default(),
+            judge: Mutex::default(),
+            stop: AtomicBool::new(false),
+        });
+        let data = UnixListener::bind(&socket).unwrap();
+        let control = UnixListener::bind(control_of(&socket)).unwrap();
+        let target = tpm.socket();
+        let for_data = shared.clone();
+        std::thread::spawn(move || {
+            for client in data.incoming() {
+                let Ok(client) = client else { return };
+                if for_data.stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                // libtss2 opens a connection for each command, so one after the other is enough
+                let _ = serve(client, &target, &for_data);
+            }
+        });
+        let target = control_of(&tpm.socket());
+        let for_control = shared.clone();
+        std::thread::spawn(move || {
+            for client in control.incoming() {
+                let Ok(client) = client else { return };
+                if for_control.stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let target = target.clone();
+                std::thread::spawn(move || copy_both(client, UnixStream::connect(target).unwrap()));
+            }
+        });
+        Proxy { socket, shared }
+    }
+
+    pub fn tcti(&self) -> String {
+        format!("swtpm:path={}", self.socket.display())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for socket in [self.socket.clone(), control_of(&self.socket)] {
+            let _ = UnixStream::connect(socket);
+        }
+    }
+}
+
+fn serve(mut client: UnixStream, target: &PathBuf, shared: &Shared) -> std::io::Result<()> {
+    while let Some(command) = read_frame(&mut client)? {
+        let number = shared.count.fetch_add(1, Ordering::SeqCst);
+        let code = u32::from_be_bytes(command[6..10].try_into().unwrap());
+        shared.codes.lock().unwrap().push(code);
+        shared.traffic.lock().unwrap().extend_from_slice(&command);
+        let act = match &mut *shared.judge.lock().unwrap() {
+            Some(judge) => judge(number, code),
+            None => Act::Pass,
+        };
+        if let Act::Drop = act {
+            return Ok(());
+        }
+        let mut tpm = UnixStream::connect(target)?;
+        tpm.write_all(&command)?;
+        let mut answer = read_frame(&mut tpm)?.unwrap_or_default();
+        shared.traffic.lock().unwrap().extend_from_slice(&answer);
+        match act {
+            Act::LoseAnswer => return Ok(()),
+            Act::Alter(from_end, mask) => {
+                let length = answer.len();
+                answer[length - from_end] ^= mask;
+            }
+            Act::Pass | Act::Drop => {}
+        }
+        client.write_all(&answer)?;
+    }
+    Ok(())
+}
+
+/// A command or an answer: tag, length, code, rest.
+fn read_frame(stream: &mut UnixStream) -> std::io::Result<Option<Vec<u8>>> {
+    let mut frame = vec![0; 10];
+    match stream.read_exact(&mut frame) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let length = u32::from_be_bytes(frame[2..6].try_into().unwrap()) as usize;
+    frame.resize(length, 0);
+    stream.read_exact(&mut frame[10..])?;
+    Ok(Some(frame))
+}
+
+fn copy_both(mut one: UnixStream, mut other: UnixStream) {
+    let (mut one_back, mut other_back) = (one.try_clone().unwrap(), other.try_clone().unwrap());
+    let back = std::thread::spawn(move || {
+        let _ = std::io::copy(&mut other_back, &mut one_back);
+    });
+    let _ = std::io::copy(&mut one, &mut other);
+    let _ = other.shutdown(std::net::Shutdown::Both);
+    let _ = back.join();
+}
