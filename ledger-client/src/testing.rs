@@ -181,7 +181,7 @@ impl Ledger {
             not_after_ms,
             addresses: vec![],
         };
-        let entry = self.sign(&delegate.into(), device.id().0, &[&device.identity]);
+        let entry = self.sign(&delegate.into(), device.id().0, &[&device.identity, &device.session]);
         let delegated = self.bundle(vec![entry]);
         (device, vec![invited, joined, delegated])
     }

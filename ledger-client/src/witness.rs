@@ -87,7 +87,7 @@ impl Duty {
         key: &PublicKey,
         now_ms: u64,
     ) -> Result<(), Withheld> {
-        if !effective.witnesses().contains(device) {
+        if !effective.active_witnesses().contains(device) {
             return Err(Withheld::NotWitness);
         }
         let session = state.devices.get(device).and_then(|d| d.session());

@@ -89,7 +89,7 @@ impl Notary {
         }
         let witnesses = chain.effective().witnesses();
         let state = chain.at(head.size)?;
-        if !witnesses.contains(&cosignature.witness) || !cosignature.verify(&state, head) {
+        if !chain.effective().active_witnesses().contains(&cosignature.witness) || !cosignature.verify(&state, head) {
             return None;
         }
         proposal.cosignatures.push(cosignature);

@@ -107,7 +107,7 @@ impl TestNet {
                 not_after_ms: T0 + 8 * 3600 * 1000,
                 addresses: vec!["127.0.0.1:1".into()],
             };
-            self.take(&device.identity, &[&device.identity], &delegate.into()).unwrap();
+            self.take(&device.identity, &[&device.identity, &device.session], &delegate.into()).unwrap();
         }
     }
 

@@ -88,6 +88,19 @@ impl EntrySigner for Identity {
     }
 }
 
+/// The session key, where it signs beside the identity key: proof that the delegation is of a key of ours.
+pub struct BySession<'a>(pub &'a Identity);
+
+impl EntrySigner for BySession<'_> {
+    fn key(&self) -> PublicKey {
+        self.0.session.public()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+        Ok(self.0.session.sign(message).to_vec())
+    }
+}
+
 /// The device's own records: one chain, whichever of its keys signs.
 pub struct Records {
     author: Author,

@@ -3,7 +3,7 @@
 use super::clock;
 use super::data::DataError;
 use super::directory::Ledger;
-use super::identity::{Identity, Records, StartCounter};
+use super::identity::{BySession, Identity, Records, StartCounter};
 use super::vault::Vault;
 use super::{Phase, dealer};
 use mayfly_ledger_client::PostError;
@@ -131,7 +131,7 @@ impl Member {
             not_after_ms: clock::local_ms().saturating_add(self.life_ms()),
             addresses: self.addresses.clone(),
         });
-        Ok(self.records.post_by_identity(&record, &[], dealer::POST_TIMEOUT)?)
+        Ok(self.records.post_by_identity(&record, &[&BySession(&self.identity)], dealer::POST_TIMEOUT)?)
     }
 
     fn wait_for_change(&self, state: &State) -> Duration {

@@ -7,7 +7,7 @@ use crate::cbor::CborError;
 use crate::deal;
 use crate::entry::{Entry, EntryError, leaf_hash};
 use crate::ids::{AuthorId, DeviceId, Hash, KeyId, NetworkId, ObjectId, TokenId, public_key_id};
-use crate::record::{self, Attribute, Kind, Record, TargetKind};
+use crate::record::{self, Attribute, DeviceRole, Kind, Record, TargetKind};
 use crate::state::{
     AuthorTail, Device, Invite, KeyState, Membership, ObjectState, RECENT_HEADS, RECENT_SESSIONS, Session, State, Token,
 };
@@ -20,6 +20,8 @@ pub const SESSION_MS_MAX: u64 = 8 * 3600 * 1000;
 pub const DELEGATE_HEAD_AGE_MS_MAX: u64 = 15 * 60 * 1000;
 /// Longest life of an invitation after it was sequenced: 7 days.
 pub const INVITE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+/// Longest time between a key's record and the deadline of its acceptances: 10 minutes. Holders keep pending shards until then.
+pub const DEADLINE_MS_MAX: u64 = 10 * 60 * 1000;
 /// Longest token label in bytes (CK_TOKEN_INFO).
 pub const TOKEN_LABEL_BYTES_MAX: usize = 32;
 
@@ -174,8 +176,7 @@ impl State {
             }
             Record::Role(r) => {
                 self.need_all_administrators(entry)?;
-                ensure(self.devices.get(&r.device).is_some_and(Device::is_member), "roles are for approved members")?;
-                ensure(r.roles.is_sorted_by(|a, b| a < b), "roles are listed ascending, each once")
+                self.check_role(r)
             }
             Record::Delegate(r) => self.check_delegate(time_ms, entry, r),
             Record::Token(r) => self.check_token(time_ms, entry, r),
@@ -213,7 +214,8 @@ impl State {
             }
             Record::Unban(r) => {
                 self.need_all_administrators(entry)?;
-                ensure(self.devices.get(&r.device).is_some_and(Device::is_banned), "device is not banned")
+                ensure(self.devices.get(&r.device).is_some_and(Device::is_banned), "device is not banned")?;
+                ensure(self.witnesses() != [r.device], "the last witness stays: appoint another one first")
             }
         }
     }
@@ -289,6 +291,15 @@ impl State {
         ensure(self.device_by_name(&r.name).is_none(), "another device has this name")
     }
 
+    fn check_role(&self, r: &record::Role) -> Result<(), Refusal> {
+        let device = self.devices.get(&r.device);
+        let may_have = device.is_some_and(|d| d.is_member() || (d.is_banned() && r.roles.is_empty()));
+        ensure(may_have, "roles are for approved members; from a banned device they can only be taken")?;
+        ensure(r.roles.is_sorted_by(|a, b| a < b), "roles are listed ascending, each once")?;
+        let last = self.witnesses() == [r.device];
+        ensure(!last || r.roles.contains(&DeviceRole::Witness), "the last witness stays: appoint another one first")
+    }
+
     fn check_delegate(&self, time_ms: u64, entry: &Entry, r: &record::Delegate) -> Result<(), Refusal> {
         let device = self.devices.get(&DeviceId::from(entry.author));
         let device = device.ok_or(Refusal::Authority("the author is not a device"))?;
@@ -298,6 +309,15 @@ impl State {
         if !entry.is_signed_by(&device.identity) {
             return Err(Refusal::Signature("the identity key"));
         }
+        // Proof that the device has the key: else it could take another's name on connections.
+        if !entry.is_signed_by(&r.session_key.0) {
+            return Err(Refusal::Signature("the session key itself"));
+        }
+        let session_id = public_key_id(&r.session_key.0);
+        let owner = self.session_owners.get(&session_id).copied();
+        let foreign = owner.is_some_and(|o| AuthorId::from(o) != entry.author)
+            || self.devices.contains_key(&DeviceId(session_id));
+        ensure(!foreign, "the session key is another key already")?;
         check_addresses(&r.addresses)?;
         ensure(r.session_key.0.alg() == mayfly_crypto::sign::Alg::Ed25519, "a session key is Ed25519")?;
         ensure(
@@ -355,6 +375,7 @@ impl State {
 
     fn check_acceptances(&self, time_ms: u64, r: &record::Key) -> Result<(), Refusal> {
         ensure(time_ms <= r.deadline_ms, "the deadline for this key's acceptances has passed")?;
+        ensure(r.deadline_ms <= time_ms.saturating_add(DEADLINE_MS_MAX), "a deadline is at most 10 minutes ahead")?;
         let n = r.shards.len();
         let needed = n.min(usize::from(r.t) + 1);
         let mut accepted: Vec<&DeviceId> = Vec::new();
@@ -404,14 +425,7 @@ impl State {
             Record::Join(r) => self.join(entry, r),
             Record::Approve(r) => self.with_device(&r.device, |d| d.membership = Membership::Member),
             Record::Role(r) => self.with_device(&r.device, |d| d.roles = r.roles.clone()),
-            Record::Delegate(r) => self.with_device(&DeviceId::from(entry.author), |d| {
-                d.addresses = r.addresses.clone();
-                d.vault_generation = r.vault_generation;
-                let session =
-                    Session { key: r.session_key.0, start_counter: r.start_counter, not_after_ms: r.not_after_ms };
-                d.sessions.insert(0, session);
-                d.sessions.truncate(RECENT_SESSIONS);
-            }),
+            Record::Delegate(r) => self.delegate(DeviceId::from(entry.author), r),
             Record::Token(r) => self.token(index, r),
             Record::Pin(r) => self.touch(&r.token, index, |t| match r.user {
                 record::PinUser::SecurityOfficer => t.so_pin = Some(r.verifier.clone()),
@@ -441,7 +455,10 @@ impl State {
                 let highest = r.items.last().map_or(0, |g| g.number);
                 self.grants.insert(DeviceId::from(entry.author), highest);
             }
-            Record::Ban(r) => self.with_device(&r.device, |d| d.membership = Membership::Banned),
+            Record::Ban(r) => {
+                self.forget_sessions(&r.device, 0);
+                self.with_device(&r.device, |d| d.membership = Membership::Banned);
+            }
             Record::Unban(r) => self.with_device(&r.device, |d| {
                 d.membership = Membership::Member;
                 d.roles.clear(); // roles are granted anew
@@ -452,6 +469,29 @@ impl State {
     fn with_device(&mut self, id: &DeviceId, change: impl FnOnce(&mut Device)) {
         if let Some(device) = self.devices.get_mut(id) {
             change(device);
+        }
+    }
+
+    fn delegate(&mut self, id: DeviceId, r: &record::Delegate) {
+        self.forget_sessions(&id, RECENT_SESSIONS - 1);
+        self.session_owners.insert(public_key_id(&r.session_key.0), id);
+        self.with_device(&id, |d| {
+            d.addresses = r.addresses.clone();
+            d.vault_generation = r.vault_generation;
+            let (key, start_counter) = (r.session_key.0, r.start_counter);
+            d.sessions.insert(0, Session { key, start_counter, not_after_ms: r.not_after_ms });
+        });
+    }
+
+    /// Keeps only the newest `keep` sessions of a device.
+    fn forget_sessions(&mut self, id: &DeviceId, keep: usize) {
+        let Some(device) = self.devices.get_mut(id) else { return };
+        let forgotten = device.sessions.split_off(keep.min(device.sessions.len()));
+        for session in forgotten {
+            // A session that was prolonged stands there more than once.
+            if !device.sessions.iter().any(|kept| kept.key == session.key) {
+                self.session_owners.remove(&public_key_id(&session.key));
+            }
         }
     }
 

@@ -172,11 +172,11 @@ impl Round {
         nonce: [u8; NONCE_BYTES],
         boot_ms: u64,
     ) -> Result<Round, NotFresh> {
-        let witnesses = effective.witnesses();
+        let needed = quorum(effective.witnesses().len());
+        let witnesses = effective.active_witnesses();
         if witnesses.is_empty() {
             return Err(NotFresh::NoWitnesses);
         }
-        let needed = quorum(witnesses.len());
         let network = effective.network;
         Ok(Round { network, requester, nonce, witnesses, needed, began_boot_ms: boot_ms, statements: Vec::new() })
     }

@@ -87,13 +87,10 @@ pub fn tolerated_liars(n: usize, w: usize) -> usize {
 ///
 /// `effective` is the state at the last witnessed head: a head cannot appoint its own witnesses.
 pub fn is_witnessed(effective: &State, tip: &State, head: &Head, cosignatures: &[Cosignature]) -> bool {
-    let witnesses = effective.witnesses();
-    let needed = quorum(witnesses.len());
-    let mut seen: Vec<DeviceId> = cosignatures
-        .iter()
-        .filter(|c| witnesses.contains(&c.witness) && c.verify(tip, head))
-        .map(|c| c.witness)
-        .collect();
+    let needed = quorum(effective.witnesses().len());
+    let active = effective.active_witnesses();
+    let mut seen: Vec<DeviceId> =
+        cosignatures.iter().filter(|c| active.contains(&c.witness) && c.verify(tip, head)).map(|c| c.witness).collect();
     seen.sort();
     seen.dedup();
     seen.len() >= needed

@@ -1,7 +1,7 @@
 //! What the ledger says: the result of applying its entries in order. A snapshot costs a few pointers (persistent maps).
 
 use crate::head::Head;
-use crate::ids::{AuthorId, DeviceId, EntryId, Hash, InviteId, KeyId, NetworkId, ObjectId, TokenId};
+use crate::ids::{AuthorId, DeviceId, EntryId, Hash, InviteId, KeyId, NetworkId, ObjectId, TokenId, public_key_id};
 use crate::record::{self, Attribute, DeviceRole};
 use imbl::{OrdMap, Vector};
 use mayfly_crypto::merkle::Frontier;
@@ -36,6 +36,8 @@ pub struct State {
     pub authors: OrdMap<AuthorId, AuthorTail>,
     /// Highest grant number posted by each holder.
     pub grants: OrdMap<DeviceId, u64>,
+    /// Who delegated each session key that is kept in [`Device::sessions`]: no key speaks for two devices.
+    pub(crate) session_owners: OrdMap<[u8; 32], DeviceId>,
     pub(crate) frontier: Frontier,
     pub(crate) recent: Vector<(Head, u64)>,
 }
@@ -215,8 +217,15 @@ impl State {
         self.genesis.as_deref().map(|g| &g.policy)
     }
 
-    /// Devices that cosign heads, ascending by id.
+    /// Devices that administrators appointed to cosign heads, ascending by id. A banned one still counts for the quorum, since one
+    /// administrator may ban, but only m of them may change how many witnesses must agree.
     pub fn witnesses(&self) -> Vec<DeviceId> {
+        let appointed = |d: &Device| d.membership != Membership::Pending && d.roles.contains(&DeviceRole::Witness);
+        self.devices.iter().filter(|(_, d)| appointed(d)).map(|(id, _)| *id).collect()
+    }
+
+    /// The witnesses whose word counts: those that are not banned, ascending by id.
+    pub fn active_witnesses(&self) -> Vec<DeviceId> {
         self.with_role(DeviceRole::Witness)
     }
 
@@ -241,7 +250,8 @@ impl State {
 
     /// The device whose newest session key this is.
     pub fn device_by_session(&self, key: &PublicKey) -> Option<(&DeviceId, &Device)> {
-        self.devices.iter().find(|(_, d)| d.session().is_some_and(|s| s.key == *key))
+        let id = self.session_owners.get(&public_key_id(key))?;
+        self.devices.get_key_value(id).filter(|(_, d)| d.session().is_some_and(|s| s.key == *key))
     }
 
     /// The token with this label.

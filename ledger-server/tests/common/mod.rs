@@ -1,6 +1,8 @@
 //! A network in one process: administrator, devices, a store in memory with faults, gateways.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod raw;
+
 use mayfly_crypto::sign::{Ed25519Secret, PublicKey};
 use mayfly_ledger_client::{
     Author, Cosigner, EntrySigner, GatewayAddress, HelloSigner, NetworkFile, Replica, ReplicaConfig, SignerError,
@@ -322,7 +324,8 @@ impl Device {
             not_after_ms: now_ms() + 3_600_000,
             addresses: vec![],
         };
-        self.author.post_signed_by(&[&self.keys.identity], &delegate.into(), SOON).unwrap()
+        let session = self.keys.session();
+        self.author.post_signed_by(&[&self.keys.identity, &session], &delegate.into(), SOON).unwrap()
     }
 }
 

@@ -62,7 +62,7 @@ impl World {
             world.post(ADMIN, &[ADMIN], Approve { device: device_id(device) }).unwrap();
             let roles = vec![DeviceRole::Holder, DeviceRole::Witness];
             world.post(ADMIN, &[ADMIN], Role { device: device_id(device), roles }).unwrap();
-            world.post(device, &[device], delegate(device + 10, 1)).unwrap();
+            world.post(device, &[device, device + 10], delegate(device + 10, 1)).unwrap();
         }
         world.post(ADMIN, &[ADMIN], token("t")).unwrap();
         world
@@ -177,7 +177,7 @@ fn an_ordinary_life_is_accepted_and_replays_to_the_same_state() {
     world.post(12, &[22], Delete { target: TargetKind::Object, id: Hash([9; 32]) }).unwrap();
     assert!(world.state.objects.is_empty());
     world.post(ADMIN, &[ADMIN], Ban { device: device_id(12), reason: "stolen".into() }).unwrap();
-    assert_eq!(world.state.witnesses(), vec![device_id(11)]);
+    assert_eq!(world.state.active_witnesses(), vec![device_id(11)]);
 
     let mut replica = State::default();
     for (time, bytes) in &world.log {
@@ -201,7 +201,8 @@ fn every_kind_needs_its_signer() {
     w.refuses(11, &[22], object("t"), "signature");
     w.refuses(11, &[11], object("t"), "signature");
     w.refuses(33, &[33], object("t"), "authority");
-    w.refuses(11, &[21], delegate(31, 2), "signature");
+    w.refuses(11, &[21, 31], delegate(31, 2), "signature");
+    w.refuses(11, &[11], delegate(31, 2), "signature");
     w.refuses(33, &[33], delegate(31, 2), "authority");
     w.refuses(11, &[21], Genesis { ..(*w.state.genesis.clone().unwrap()).clone() }, "rule");
 }
@@ -234,14 +235,15 @@ fn join_needs_identity_and_invitation_once_and_in_time() {
 #[test]
 fn delegations_grow_are_short_and_know_a_recent_head() {
     let mut w = World::new();
-    w.refuses(11, &[11], delegate(31, 1), "rule");
-    w.refuses(11, &[11], Delegate { not_after_ms: T0 + SESSION_MS_MAX + 60_000, ..delegate(31, 2) }, "rule");
-    w.refuses(11, &[11], Delegate { vault_generation: 0, ..delegate(31, 2) }, "rule");
-    w.post(11, &[11], delegate(31, 2)).unwrap();
+    w.refuses(11, &[11, 31], delegate(31, 1), "rule");
+    w.refuses(11, &[11, 31], Delegate { not_after_ms: T0 + SESSION_MS_MAX + 60_000, ..delegate(31, 2) }, "rule");
+    w.refuses(11, &[11, 31], Delegate { vault_generation: 0, ..delegate(31, 2) }, "rule");
+    w.refuses(11, &[11, 22], delegate(22, 2), "rule"); // another device's key, even if it lends its signature
+    w.post(11, &[11, 31], delegate(31, 2)).unwrap();
     w.refuses(11, &[21], object("t"), "signature");
     w.post(11, &[31], object("t")).unwrap();
 
-    let entry = w.entry(11, &[11], delegate(32, 3));
+    let entry = w.entry(11, &[11, 32], delegate(32, 3));
     let mut later = w.state.clone();
     later.time_ms += DELEGATE_HEAD_AGE_MS_MAX + 10;
     let refusal = later.apply(later.time_ms, &entry.encode()).unwrap_err();
@@ -306,12 +308,43 @@ fn banned_devices_say_nothing_and_come_back_without_roles() {
     let mut w = World::new();
     w.post(ADMIN, &[ADMIN], Ban { device: device_id(11), reason: String::new() }).unwrap();
     w.refuses(11, &[21], object("t"), "authority");
-    w.refuses(11, &[11], delegate(31, 2), "authority");
-    w.refuses(ADMIN, &[ADMIN], Role { device: device_id(11), roles: vec![] }, "rule");
+    w.refuses(11, &[11, 31], delegate(31, 2), "authority");
+    w.refuses(ADMIN, &[ADMIN], Role { device: device_id(11), roles: vec![DeviceRole::Holder] }, "rule");
     w.refuses(ADMIN, &[ADMIN], Ban { device: device_id(11), reason: String::new() }, "rule");
     w.post(ADMIN, &[ADMIN], Unban { device: device_id(11) }).unwrap();
     assert!(w.state.devices[&device_id(11)].is_member());
     assert!(w.state.devices[&device_id(11)].roles.is_empty());
+    assert!(
+        w.state.devices[&device_id(11)].session().is_none(),
+        "a thief's session does not come back with the device"
+    );
+    w.refuses(11, &[21], object("t"), "authority");
+}
+
+#[test]
+fn a_session_is_prolonged_and_its_key_stays_known() {
+    let mut w = World::new();
+    for counter in 2..10 {
+        w.post(11, &[11, 21], delegate(21, counter)).unwrap();
+        assert_eq!(w.state.device_by_session(&public(&key(21))).unwrap().0, &device_id(11));
+    }
+    for counter in 10..16 {
+        let session = 100 + counter as u8;
+        w.post(11, &[11, session], delegate(session, counter)).unwrap();
+    }
+    assert!(w.state.device_by_session(&public(&key(21))).is_none());
+    assert_eq!(w.state.session_owners.len(), 1 + RECENT_SESSIONS, "what is not kept is forgotten");
+}
+
+#[test]
+fn a_ban_does_not_lower_the_quorum_and_the_last_witness_stays() {
+    let mut w = World::new();
+    w.post(ADMIN, &[ADMIN], Ban { device: device_id(11), reason: String::new() }).unwrap();
+    w.post(ADMIN, &[ADMIN], Ban { device: device_id(12), reason: String::new() }).unwrap();
+    assert_eq!((w.state.witnesses().len(), w.state.active_witnesses().len()), (2, 0));
+    w.post(ADMIN, &[ADMIN], Role { device: device_id(11), roles: vec![] }).unwrap();
+    w.refuses(ADMIN, &[ADMIN], Role { device: device_id(12), roles: vec![] }, "rule");
+    w.refuses(ADMIN, &[ADMIN], Unban { device: device_id(12) }, "rule");
 }
 
 #[test]
@@ -440,6 +473,10 @@ fn a_dealt_key_is_taken_until_its_deadline_and_released_by_the_rules() {
     let entry = w.entry(11, &[21], key.clone());
     let refusal = w.state.clone().apply(key.deadline_ms + 1, &entry.encode()).unwrap_err();
     assert!(refusal.to_string().contains("deadline"), "{refusal}");
+    let mut patient = key.clone();
+    patient.deadline_ms = u64::MAX;
+    accept(&w, &mut patient, &[(11, 21), (12, 22)]);
+    w.refuses(11, &[21], patient, "rule");
     w.take(&entry).unwrap();
     w.refuses(11, &[21], key.clone(), "rule");
 
