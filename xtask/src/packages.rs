@@ -35,6 +35,8 @@ const USE: &[Package] = &[
 const TEST: &[Package] = &[
     Package { name: "python3", sign: Sign::Program("/usr/bin/python3") },
     Package { name: "python3-venv", sign: Sign::PythonModules("venv, ensurepip") },
+    // the vault pkcs11
+    Package { name: "softhsm2", sign: Sign::Program("softhsm2-util") },
 ];
 
 /// What is to be done, and so which packages it takes.

@@ -123,6 +123,23 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// The page of the format shows every option; what it shows is taken.
+    #[test]
+    fn the_page_is_right() {
+        let page = include_str!("../../../docs/formats/vault-pkcs11.md");
+        let block = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let section: toml::Table = block.parse().unwrap();
+        let text = section["vault"]["config"].as_str().unwrap();
+        Config::parse(text).unwrap();
+        for option in
+            ["module_sha256", "token_serial", "pin_credential", "seal", "user", "danger_module_path_unchecked"]
+        {
+            assert!(text.contains(option), "{option} is not on the page");
+        }
+        let all = text.replace("\n# ", "\n").replace("\"...\"", &format!("\"{}\"", "0".repeat(64)));
+        Config::parse(&all).unwrap();
+    }
+
     #[test]
     fn configurations() {
         for (text, expected) in [

@@ -27,7 +27,7 @@ fn timed(what: &str, rounds: usize, mut body: impl FnMut()) {
 fn figures() {
     for more in ["seal = 'aes-gcm'", "seal = 'aes-key-wrap-pad'"] {
         println!("{more}");
-        let token = SoftHsm::new();
+        let token = SoftHsm::on_disk();
         let config = token.config("data", more);
         let vault = VaultPlugin::start(&config).unwrap();
         vault.identity_public(None, true).unwrap();

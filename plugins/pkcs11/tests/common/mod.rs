@@ -18,8 +18,17 @@ pub struct SoftHsm {
 }
 
 impl SoftHsm {
+    /// In memory where that is to be had: these tests synchronise files thousands of times.
     pub fn new() -> SoftHsm {
-        let dir = tempfile::tempdir().unwrap();
+        SoftHsm::within(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    /// On the disk of the temporary folder.
+    pub fn on_disk() -> SoftHsm {
+        SoftHsm::within(tempfile::tempdir().unwrap())
+    }
+
+    fn within(dir: tempfile::TempDir) -> SoftHsm {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../softhsm-setup/softhsm-token");
         let run = Command::new(script).arg(dir.path().join("hsm")).output().expect("softhsm-token runs");
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
