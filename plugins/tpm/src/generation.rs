@@ -255,8 +255,8 @@ impl TpmVault {
     }
 
     fn not_unsealed(&self, error: tss::TpmError) -> Fault {
-        if error.is(tss::POLICY_FAIL) {
-            let text = "the seal's policy is not the one of this vault and generation";
+        if error.is(tss::POLICY_FAIL) || error.is_auth() {
+            let text = "the seal is not one of this vault, generation and tier";
             return Fault::told(Status::Corrupt, text);
         }
         error.into()

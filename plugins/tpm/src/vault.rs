@@ -81,7 +81,11 @@ impl TpmVault {
 
     fn linked<R>(&self, tpm: &Tpm, body: impl FnOnce(&Link<'_>) -> Result<R, Fault>) -> Result<R, Fault> {
         let srk = tpm.deserialize(&self.handles.srk)?;
-        let session = tpm.session(&srk)?;
+        let session = match tpm.session(&srk) {
+            // nothing was done yet: once the chip is free of what a killed process has left, all is well
+            Err(error) if error.is_memory() && self.flush_strays(tpm)? > 0 => tpm.session(&srk)?,
+            session => session?,
+        };
         let counter = tpm.deserialize_index(&self.handles.counter)?;
         counter.set_auth(&self.auth.value(Use::Counter)[..])?;
         let halves = [0, 1].map(|index| -> Result<Index<'_>, TpmError> {
@@ -96,19 +100,24 @@ impl TpmVault {
     /// Turns a failure into what the caller is told. A code that may mean "another chip" is looked into.
     fn explain(&self, tpm: &Tpm, fault: Fault) -> GuestError {
         let Some(error) = fault.tpm().copied() else { return fault.into() };
-        if error.is_memory() && !has_resource_manager(&self.config.tcti) {
-            // what a killed process has left; the caller tries again
-            if let Err(error) = tpm.flush_strays() {
-                return error.into();
-            }
+        // a session whose start failed on its way back stays in the chip, and libtss2 does not know it
+        if error.layer() != Layer::Tcti
+            && let Err(error) = self.flush_strays(tpm)
+        {
+            return error.into();
         }
-        match error.layer() {
-            Layer::Tpm | Layer::Esys if !error.is_memory() => match check_chip(tpm, &self.header) {
-                Err(lost) => lost.into(),
-                Ok(_) => error.into(),
-            },
+        let suspicious = matches!(error.layer(), Layer::Tpm | Layer::Esys) && !error.is_memory();
+        match suspicious.then(|| check_chip(tpm, &self.header)) {
+            Some(Err(lost)) => lost.into(),
+            // our auth secret was checked when the vault was opened
+            Some(Ok(_)) if error.is_auth() => lost("an index of the vault was made anew by somebody else").into(),
             _ => error.into(),
         }
+    }
+
+    /// Frees slots of the chip where nobody else manages them; after it the caller may try again.
+    fn flush_strays(&self, tpm: &Tpm) -> Result<usize, TpmError> {
+        if has_resource_manager(&self.config.tcti) { Ok(0) } else { tpm.flush_strays() }
     }
 
     /// A file's bytes as ours; a damaged one is told with its path.

@@ -1,0 +1,615 @@
+//! Attacks and faults, each with what must happen: the rows that can run on a software TPM.
+
+mod common;
+
+use common::proxy::{Act, Proxy};
+use common::{Swtpm, copy_folder, host_config, settled};
+use mayfly_evidence::pcr::{self, Selection};
+use mayfly_evidence::policy::approval_message;
+use mayfly_plugin_api::{HealthState, HostConfig, PluginError, Status, Tier, VaultPlugin};
+use p256::ecdsa::SigningKey;
+use p256::ecdsa::signature::Signer;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+type Key = [u8; 32];
+
+const INCREMENT: u32 = 0x0134;
+const FLUSH: u32 = 0x0165;
+
+fn advance(vault: &VaultPlugin, next: u64) -> Key {
+    let key = *vault.stage(next, Tier::Boot).unwrap().expose();
+    vault.commit(next).unwrap();
+    key
+}
+
+fn key(vault: &VaultPlugin, generation: u64) -> Result<Key, PluginError> {
+    vault.open_key(generation, Tier::Boot).map(|key| *key.expose())
+}
+
+fn status<T>(result: Result<T, PluginError>) -> Status {
+    match result {
+        Ok(_) => panic!("was allowed"),
+        Err(error) => error.status().unwrap_or_else(|| panic!("no status: {error}")),
+    }
+}
+
+fn folder(chip: &Swtpm, name: &str) -> PathBuf {
+    chip.dir.path().join(name)
+}
+
+#[test]
+fn blobs_put_back_from_a_backup_stay_dead() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    let first = advance(&vault, 1);
+    drop(vault);
+    copy_folder(&folder(&chip, "data"), &folder(&chip, "backup"));
+    let vault = chip.plugin("data");
+    advance(&vault, 2);
+    drop(vault);
+    copy_folder(&folder(&chip, "backup"), &folder(&chip, "data"));
+
+    let vault = chip.plugin("data");
+    assert_eq!(vault.generation().unwrap().current, 2, "the counter decides, not the folder");
+    assert_eq!(status(key(&vault, 1)), Status::NoGeneration);
+    assert_eq!(status(key(&vault, 2)), Status::Corrupt, "what opened it is gone");
+    let health = vault.health().unwrap();
+    assert_ne!(health.state, HealthState::Ok);
+    assert!(health.detail.contains("put back from a copy"), "{}", health.detail);
+    // the way on: the next generation, with re-dealt shards
+    let third = advance(&vault, 3);
+    assert_eq!(key(&vault, 3).unwrap(), third);
+    assert_ne!(third, first);
+    assert_eq!(vault.health().unwrap().state, HealthState::Ok);
+}
+
+/// The whole chip put back: it opens here, and tells its old generation, so that the ledger can refuse it.
+#[test]
+fn a_chip_put_back_whole_tells_its_old_generation() {
+    let mut chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    let first = advance(&vault, 1);
+    drop(vault);
+    chip.off();
+    chip.copy_state("state.backup");
+    copy_folder(&folder(&chip, "data"), &folder(&chip, "data.backup"));
+    chip.on();
+    let vault = chip.plugin("data");
+    advance(&vault, 2);
+    drop(vault);
+
+    // chip and folder: all of the past
+    copy_folder(&folder(&chip, "data"), &folder(&chip, "data.new"));
+    chip.put_back("state.backup");
+    copy_folder(&folder(&chip, "data.backup"), &folder(&chip, "data"));
+    let vault = chip.plugin("data");
+    assert_eq!(key(&vault, 1).unwrap(), first, "nothing on this machine can tell");
+    assert_eq!(vault.generation().unwrap().current, 1, "but the ledger knows better");
+    drop(vault);
+
+    // the chip alone: the folder knows better
+    copy_folder(&folder(&chip, "data.new"), &folder(&chip, "data"));
+    let vault = chip.plugin("data");
+    assert_eq!(vault.generation().unwrap().current, 1);
+    for generation in [1, 2] {
+        assert_eq!(status(key(&vault, generation)), Status::Corrupt, "{generation}");
+    }
+    assert_eq!(status(vault.stage(2, Tier::Boot)), Status::Corrupt, "nothing is built on a chip of the past");
+    assert!(vault.health().unwrap().detail.contains("the TPM's state was put back"));
+}
+
+#[test]
+fn the_counter_deleted_or_made_anew() {
+    const INDEX: &str = "0x1804d00";
+    for (what, steps) in [
+        ("deleted", &[][..]),
+        (
+            "made anew",
+            &[&["nvdefine", INDEX, "-C", "o", "-s", "8", "-a", "nt=counter|authread|authwrite|no_da"][..]][..],
+        ),
+        (
+            "made anew and incremented",
+            &[
+                &["nvdefine", INDEX, "-C", "o", "-s", "8", "-a", "nt=counter|authread|authwrite|no_da"],
+                &["nvincrement", INDEX, "-C", INDEX],
+            ],
+        ),
+        (
+            "replaced by an ordinary index",
+            &[&["nvdefine", INDEX, "-C", "o", "-s", "8", "-a", "authread|authwrite|no_da"]],
+        ),
+    ] {
+        let chip = Swtpm::start();
+        let vault = chip.plugin("data");
+        advance(&vault, 1);
+        chip.tool("nvundefine", &[INDEX, "-C", "o"]).unwrap();
+        for step in steps {
+            chip.tool(step[0], &step[1..]).unwrap();
+        }
+        assert_eq!(status(key(&vault, 1)), Status::VaultLost, "{what}, while running");
+        assert_eq!(vault.health().unwrap().state, HealthState::VaultLost, "{what}");
+        drop(vault);
+        let started = VaultPlugin::start(&chip.config("data")).map(|_| ());
+        assert_eq!(status(started), Status::VaultLost, "{what}, at the start");
+        assert_eq!(chip.occupied(), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_cleared_chip_is_told_and_left_alone() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    vault.identity_public(None, true).unwrap();
+    advance(&vault, 1);
+    chip.tool("clear", &[]).unwrap();
+    assert_eq!(status(key(&vault, 1)), Status::VaultLost);
+    assert_eq!(status(vault.identity_sign(b"x")), Status::VaultLost);
+    assert_eq!(status(vault.generation()), Status::VaultLost);
+    assert_eq!(vault.health().unwrap().state, HealthState::VaultLost);
+    drop(vault);
+    for _ in 0..3 {
+        let error = VaultPlugin::start(&chip.config("data")).map(|_| ()).unwrap_err();
+        assert_eq!(error.status(), Some(Status::VaultLost));
+        assert!(error.to_string().contains("enrol the device anew"), "{error}");
+    }
+    assert!(chip.tool("getcap", &["handles-persistent"]).unwrap().trim().is_empty(), "nothing was made in it");
+    // the way back
+    let vault = chip.plugin("new");
+    let key_of_new = advance(&vault, 1);
+    assert_eq!(key(&vault, 1).unwrap(), key_of_new);
+}
+
+#[test]
+fn another_chip_is_told() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    advance(&vault, 1);
+    drop(vault);
+    let other = Swtpm::start();
+    // it has a storage root key of its own
+    drop(other.plugin("other"));
+    let config = host_config(&other.tcti(), &folder(&chip, "data"));
+    assert_eq!(status(VaultPlugin::start(&config).map(|_| ())), Status::VaultLost);
+}
+
+/// An interposer changes one bit of one answer: the call fails, or its result is right; never a wrong one.
+#[test]
+fn an_interposer_gets_nowhere() {
+    let chip = Swtpm::start();
+    let proxy = Proxy::start(&chip);
+    let vault = VaultPlugin::start(&host_config(&proxy.tcti(), &folder(&chip, "data"))).unwrap();
+    let mut good = advance(&vault, 1);
+    let mut current = 1;
+    // the last byte is in the session's HMAC; further in front lie nonces and parameters
+    for from_end in [1, 40, 70] {
+        for n in 0..12 {
+            let done = Arc::new(AtomicBool::new(false));
+            let (flag, length_ok) = (done.clone(), from_end);
+            proxy.shared.restart();
+            proxy.shared.judge(move |number, code| {
+                let short = matches!(code, FLUSH);
+                if number == n && !short && !flag.swap(true, Ordering::SeqCst) {
+                    return Act::Alter(length_ok, 0x01);
+                }
+                Act::Pass
+            });
+            match vault.open_key(current, Tier::Boot) {
+                Ok(key) => assert_eq!(key.expose(), &good, "answer {n} altered {from_end} bytes from its end"),
+                Err(error) => assert!(error.status().is_some(), "{error}"),
+            }
+            proxy.shared.pass_all();
+            assert_eq!(key(&vault, current).unwrap(), good);
+        }
+    }
+    // the answer to the increment cannot be forged either
+    vault.stage(2, Tier::Boot).map(|key| good = *key.expose()).unwrap();
+    proxy.shared.judge(|_, code| if code == INCREMENT { Act::Alter(1, 0x80) } else { Act::Pass });
+    let error = vault.commit(2).unwrap_err();
+    assert!(error.to_string().contains("not authentic"), "{error}");
+    proxy.shared.pass_all();
+    // it was real all the same: the next look at the counter finishes it
+    current = vault.generation().unwrap().current;
+    assert_eq!(current, 2);
+    assert_eq!(key(&vault, 2).unwrap(), good);
+    assert_eq!(chip.occupied(), 0);
+}
+
+/// An increment that never reached the chip, reported as done, is noticed.
+#[test]
+fn an_increment_that_did_not_happen_is_noticed() {
+    let chip = Swtpm::start();
+    let proxy = Proxy::start(&chip);
+    let vault = VaultPlugin::start(&host_config(&proxy.tcti(), &folder(&chip, "data"))).unwrap();
+    let old = advance(&vault, 1);
+    vault.stage(2, Tier::Boot).unwrap();
+    proxy.shared.judge(|_, code| if code == INCREMENT { Act::Drop } else { Act::Pass });
+    assert!(vault.commit(2).is_err());
+    proxy.shared.pass_all();
+    assert_eq!(vault.generation().unwrap(), mayfly_plugin_api::Generations { current: 1, staged: Some(2) });
+    assert_eq!(key(&vault, 1).unwrap(), old);
+}
+
+#[test]
+fn power_fails_right_after_the_increment() {
+    let mut chip = Swtpm::start();
+    let proxy = Proxy::start(&chip);
+    let vault = Arc::new(VaultPlugin::start(&host_config(&proxy.tcti(), &folder(&chip, "data"))).unwrap());
+    advance(&vault, 1);
+    let staged = *vault.stage(2, Tier::Boot).unwrap().expose();
+    let killed = vault.clone();
+    proxy.shared.judge(move |_, code| {
+        if code != INCREMENT {
+            return Act::Pass;
+        }
+        killed.danger_kill_host();
+        Act::LoseAnswer
+    });
+    assert!(vault.commit(2).is_err());
+    chip.reset();
+    proxy.shared.pass_all();
+    assert_eq!(settled(|| vault.generation()).unwrap().current, 2);
+    assert_eq!(key(&vault, 2).unwrap(), staged);
+    assert_eq!(status(key(&vault, 1)), Status::NoGeneration);
+}
+
+#[test]
+fn the_chip_goes_away_and_comes_back() {
+    let mut chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    let good = advance(&vault, 1);
+    chip.off();
+    let error = key(&vault, 1).unwrap_err();
+    assert_eq!(error.status(), Some(Status::Io));
+    assert!(error.to_string().contains("not reachable"), "{error}");
+    assert_eq!(vault.health().unwrap().state, HealthState::Down);
+    chip.on();
+    assert_eq!(key(&vault, 1).unwrap(), good, "without a restart of the plugin");
+    assert_eq!(vault.health().unwrap().state, HealthState::Ok);
+}
+
+#[test]
+fn a_lockout_of_others_does_not_touch_us() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    vault.identity_public(None, true).unwrap();
+    let good = advance(&vault, 1);
+    chip.tool("nvdefine", &["0x1500000", "-C", "o", "-s", "8", "-p", "right", "-a", "authread|authwrite"]).unwrap();
+    for _ in 0..5 {
+        chip.tool("nvwrite", &["0x1500000", "-C", "0x1500000", "-P", "wrong", "-i", "/etc/hostname"]).unwrap_err();
+    }
+    let refused = chip.tool("nvwrite", &["0x1500000", "-C", "0x1500000", "-P", "right", "-i", "/etc/hostname"]);
+    assert!(refused.unwrap_err().contains("lockout"), "the neighbour is locked out");
+    assert_eq!(key(&vault, 1).unwrap(), good);
+    vault.identity_sign(b"message").unwrap();
+    let next = advance(&vault, 2);
+    assert_eq!(key(&vault, 2).unwrap(), next);
+}
+
+#[test]
+fn two_vaults_in_one_chip() {
+    let chip = Swtpm::start();
+    let (one, two) = (chip.plugin("one"), chip.plugin("two"));
+    let (key_one, key_two) = (advance(&one, 1), advance(&two, 1));
+    assert_ne!(key_one, key_two);
+    advance(&two, 2);
+    assert_eq!(key(&one, 1).unwrap(), key_one, "one counter each");
+    assert_eq!(one.generation().unwrap().current, 1);
+    assert_eq!(chip.tool("getcap", &["handles-nv-index"]).unwrap().lines().count(), 6);
+}
+
+#[test]
+fn seals_of_another_place_are_refused() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    let boot = *vault.stage(1, Tier::Boot).unwrap().expose();
+    vault.stage(1, Tier::Window).unwrap();
+    vault.commit(1).unwrap();
+    drop(vault);
+    let path = folder(&chip, "data").join("generation");
+    let good = std::fs::read(&path).unwrap();
+
+    // the two tiers' seals, each in the other's place: same policy, another auth value
+    let head = 8 + 2 + 16 + 8 + 1 + 16 + 1;
+    let seal = (good.len() - head - 32) / 2;
+    let (first, second) = (&good[head..head + seal], &good[head + seal..head + 2 * seal]);
+    let swapped = [&good[..head], &first[..4], &second[4..], &second[..4], &first[4..]].concat();
+    // the public part of one with the private part of the other
+    let private = seal - (4 + 16) - 2 - usize::from(u16::from_be_bytes([first[20], first[21]]));
+    let cut = seal - private;
+    let mixed = [&good[..head], &first[..cut], &second[cut..], &second[..cut], &first[cut..]].concat();
+    for (what, body) in [("swapped", swapped), ("mixed", mixed)] {
+        let hash = <sha2::Sha256 as sha2::Digest>::digest(&body);
+        std::fs::write(&path, [body.as_slice(), &hash[..]].concat()).unwrap();
+        let vault = chip.plugin("data");
+        assert_eq!(status(key(&vault, 1)), Status::Corrupt, "{what}");
+    }
+    let mut torn = good.clone();
+    torn[100] ^= 1;
+    std::fs::write(&path, &torn).unwrap();
+    let refused = VaultPlugin::start(&chip.config("data")).map(|_| ());
+    assert_eq!(status(refused), Status::Corrupt, "a flipped bit");
+    std::fs::write(&path, &good).unwrap();
+    assert_eq!(key(&chip.plugin("data"), 1).unwrap(), boot);
+    assert_eq!(chip.occupied(), 0);
+}
+
+#[test]
+fn a_damaged_staged_generation_is_never_committed() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    let good = advance(&vault, 1);
+    vault.stage(2, Tier::Boot).unwrap();
+    let path = folder(&chip, "data").join("staged");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // inside the private part, with a fitting hash
+    let at = bytes.len() - 32 - 20;
+    bytes[at] ^= 1;
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(&bytes[..bytes.len() - 32]);
+    let length = bytes.len();
+    bytes[length - 32..].copy_from_slice(&hash);
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(status(vault.commit(2)), Status::Corrupt);
+    assert_eq!(key(&vault, 1).unwrap(), good);
+}
+
+#[test]
+fn another_auth_secret_is_told_before_the_chip_hears_of_it() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    let good = advance(&vault, 1);
+    drop(vault);
+    let path = folder(&chip, "data").join("auth");
+    let secret = std::fs::read(&path).unwrap();
+    std::fs::write(&path, [9; 32]).unwrap();
+    assert_eq!(status(VaultPlugin::start(&chip.config("data")).map(|_| ())), Status::Auth);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(status(VaultPlugin::start(&chip.config("data")).map(|_| ())), Status::Corrupt);
+    // the same secret kept elsewhere
+    let elsewhere = folder(&chip, "auth.secret");
+    write_secret(&elsewhere, &secret);
+    let mut config = chip.config("data");
+    config.config_text.push_str(&format!("auth_file = '{}'\n", elsewhere.display()));
+    assert_eq!(key(&VaultPlugin::start(&config).unwrap(), 1).unwrap(), good);
+}
+
+fn write_secret(path: &std::path::Path, bytes: &[u8]) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn an_owner_with_a_password() {
+    let chip = Swtpm::start();
+    chip.tool("changeauth", &["-c", "owner", "correct horse"]).unwrap();
+    let proxy = Proxy::start(&chip);
+    let mut config = host_config(&proxy.tcti(), &folder(&chip, "data"));
+    let error = VaultPlugin::start(&config).map(|_| ()).unwrap_err();
+    assert_eq!(error.status(), Some(Status::Auth));
+    assert!(error.to_string().contains("owner_auth_file"), "{error}");
+
+    let password = folder(&chip, "owner");
+    write_secret(&password, b"correct horse");
+    config.config_text.push_str(&format!("owner_auth_file = '{}'\n", password.display()));
+    let vault = VaultPlugin::start(&config).unwrap();
+    let good = advance(&vault, 1);
+    drop(vault);
+    let traffic = proxy.shared.traffic.lock().unwrap().clone();
+    assert!(!traffic.windows(13).any(|window| window == b"correct horse"), "the password was on the bus");
+
+    // its permanent storage root key is taken away: made again, since the owner's password is there
+    chip.tool("evictcontrol", &["-C", "o", "-P", "correct horse", "-c", "0x81000001"]).unwrap();
+    let vault = VaultPlugin::start(&config).unwrap();
+    assert_eq!(key(&vault, 1).unwrap(), good);
+    // forgetting needs it, too
+    vault.control("danger-forget", &[]).unwrap();
+    assert!(chip.tool("getcap", &["handles-nv-index"]).unwrap().trim().is_empty());
+}
+
+#[test]
+fn a_storage_root_key_of_others_is_used() {
+    let chip = Swtpm::start();
+    let attributes = "restricted|decrypt|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda";
+    chip.tool("createprimary", &["-C", "o", "-G", "rsa2048", "-a", attributes, "-c", "srk.ctx"]).unwrap();
+    chip.tool("evictcontrol", &["-C", "o", "-c", "srk.ctx", "0x81000001"]).unwrap();
+    chip.tool("flushcontext", &["-t"]).unwrap();
+    let vault = chip.plugin("data");
+    let good = advance(&vault, 1);
+    assert_eq!(key(&vault, 1).unwrap(), good);
+}
+
+#[test]
+fn something_else_at_the_storage_root_keys_handle() {
+    let chip = Swtpm::start();
+    let attributes = "sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth";
+    chip.tool("createprimary", &["-C", "o", "-G", "ecc256:ecdsa", "-a", attributes, "-c", "key.ctx"]).unwrap();
+    chip.tool("evictcontrol", &["-C", "o", "-c", "key.ctx", "0x81000001"]).unwrap();
+    chip.tool("flushcontext", &["-t"]).unwrap();
+    let error = VaultPlugin::start(&chip.config("data")).map(|_| ()).unwrap_err();
+    assert_eq!(error.status(), Some(Status::Config));
+    assert!(error.to_string().contains("srk_handle 0x81000001"), "{error}");
+    let mut config = chip.config("data");
+    config.config_text.push_str("srk_handle = 0x81000002\n");
+    advance(&VaultPlugin::start(&config).unwrap(), 1);
+}
+
+/// Sessions and objects that others left block the chip: told as transient, and found at the next call.
+#[test]
+fn slots_that_others_left() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    let good = advance(&vault, 1);
+    for n in 0..3 {
+        chip.tool("startauthsession", &["-S", &format!("{n}.ctx"), "--hmac-session"]).ok();
+    }
+    // with tpm2-tools of a swtpm, sessions are saved and not loaded; transient objects stay
+    for n in 0..3 {
+        chip.tool("createprimary", &["-C", "n", "-G", "ecc", "-c", &format!("o{n}.ctx")]).unwrap();
+    }
+    assert!(chip.occupied() >= 3);
+    match key(&vault, 1) {
+        Ok(found) => assert_eq!(found, good),
+        Err(error) => assert_eq!(error.status(), Some(Status::Transient), "{error}"),
+    }
+    assert_eq!(key(&vault, 1).unwrap(), good);
+}
+
+// --- registers -------------------------------------------------------------------------------------------------------
+
+struct Approver(SigningKey);
+
+impl Approver {
+    fn new(fill: u8) -> Approver {
+        Approver(SigningKey::from_slice(&[fill; 32]).unwrap())
+    }
+
+    fn public(&self) -> String {
+        hex::encode(self.0.verifying_key().to_sec1_point(true).as_bytes())
+    }
+
+    /// The approval as `control("approve")` takes it.
+    fn sign(&self, vault: &[u8; 16], generation: u64, registers: Selection, digest: [u8; 32]) -> Vec<u8> {
+        let message = approval_message(registers, &digest, vault, generation);
+        let signature: p256::ecdsa::Signature = self.0.sign(&message);
+        let generation = generation.to_be_bytes();
+        [&generation[..], &registers.bitmap(), &digest, &signature.to_bytes()].concat()
+    }
+}
+
+fn with_registers(chip: &Swtpm, approver: &Approver) -> HostConfig {
+    let mut config = chip.config("data");
+    config.config_text.push_str(&format!("[pcr]\nregisters = [16]\napprover = '{}'\n", approver.public()));
+    config
+}
+
+struct Policy {
+    vault: [u8; 16],
+    digest: [u8; 32],
+    shown: serde_json::Value,
+}
+
+fn policy(vault: &VaultPlugin) -> Policy {
+    let shown: serde_json::Value = serde_json::from_slice(&vault.control("policy", &[]).unwrap()).unwrap();
+    let bytes = |name: &str| hex::decode(shown[name].as_str().unwrap()).unwrap();
+    Policy { vault: bytes("vault").try_into().unwrap(), digest: bytes("digest").try_into().unwrap(), shown }
+}
+
+const ONE: &str = "16:sha256=1111111111111111111111111111111111111111111111111111111111111111";
+
+#[test]
+fn registers_change_and_are_approved_again() {
+    let chip = Swtpm::start();
+    let approver = Approver::new(9);
+    let registers = Selection::of(&[16]).unwrap();
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    let before = policy(&vault);
+    assert_eq!(before.digest, pcr::digest(&[[0; 32]]));
+    assert_eq!(before.shown["registers"]["16"].as_str().unwrap(), "0".repeat(64));
+
+    let staged = *vault.stage(1, Tier::Boot).unwrap().expose();
+    assert_eq!(status(vault.commit(1)), Status::PolicyPending, "a commit that could not be opened is refused");
+    for (what, approval) in [
+        ("of another approver", Approver::new(8).sign(&before.vault, 1, registers, before.digest)),
+        ("for another vault", approver.sign(&[1; 16], 1, registers, before.digest)),
+        ("for no register", approver.sign(&before.vault, 1, Selection::default(), before.digest)),
+        ("cut", approver.sign(&before.vault, 1, registers, before.digest)[1..].to_vec()),
+    ] {
+        assert_eq!(status(vault.control("approve", &approval)), Status::Invalid, "{what}");
+    }
+    let mut other_generation = approver.sign(&before.vault, 1, registers, before.digest);
+    other_generation[7] = 2;
+    assert_eq!(status(vault.control("approve", &other_generation)), Status::Invalid, "moved to another generation");
+
+    vault.control("approve", &approver.sign(&before.vault, 1, registers, before.digest)).unwrap();
+    vault.commit(1).unwrap();
+    assert_eq!(key(&vault, 1).unwrap(), staged);
+
+    chip.tool("pcrextend", &[ONE]).unwrap();
+    assert_eq!(status(key(&vault, 1)), Status::PolicyPending, "an update that nobody approved");
+    assert_eq!(vault.health().unwrap().state, HealthState::PolicyPending);
+    drop(vault);
+    // not a dead host: the plugin starts, tells, and takes a new approval
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    assert_eq!(vault.generation().unwrap().current, 1);
+    assert_eq!(status(key(&vault, 1)), Status::PolicyPending);
+    let after = policy(&vault);
+    assert_ne!(after.digest, before.digest);
+    vault.control("approve", &approver.sign(&after.vault, 1, registers, after.digest)).unwrap();
+    assert_eq!(key(&vault, 1).unwrap(), staged, "no shard was lost");
+    assert_eq!(vault.health().unwrap().state, HealthState::Ok);
+    assert_eq!(policy(&vault).shown["approvals"].as_array().unwrap().len(), 2);
+
+    // an approval dies with its generation
+    let next = *vault.stage(2, Tier::Boot).unwrap().expose();
+    assert_eq!(status(vault.commit(2)), Status::PolicyPending, "the old approval is for generation 1");
+    vault.control("danger-commit-unapproved", &2u64.to_be_bytes()).unwrap();
+    assert_eq!(status(key(&vault, 2)), Status::PolicyPending);
+    vault.control("approve", &approver.sign(&after.vault, 2, registers, after.digest)).unwrap();
+    assert_eq!(key(&vault, 2).unwrap(), next);
+    assert_eq!(policy(&vault).shown["approvals"].as_array().unwrap().len(), 1, "old ones are forgotten");
+    assert_eq!(chip.occupied(), 0);
+}
+
+/// The next boot's values, approved before the change: no gap at all.
+#[test]
+fn an_update_that_was_approved_before() {
+    let mut chip = Swtpm::start();
+    let approver = Approver::new(9);
+    let registers = Selection::of(&[16]).unwrap();
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    let now = policy(&vault);
+    let one = [0x11; 32];
+    let next_value: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest([[0; 32], one].concat()).into();
+    for digest in [now.digest, pcr::digest(&[next_value])] {
+        vault.control("approve", &approver.sign(&now.vault, 1, registers, digest)).unwrap();
+    }
+    let good = advance(&vault, 1);
+    chip.tool("pcrextend", &[ONE]).unwrap();
+    assert_eq!(key(&vault, 1).unwrap(), good);
+    chip.reset();
+    assert_eq!(key(&vault, 1).unwrap(), good, "and back");
+}
+
+/// What the folder says about approvals is not believed: the chip verifies them.
+#[test]
+fn a_forged_approval_in_the_folder_opens_nothing() {
+    let chip = Swtpm::start();
+    let approver = Approver::new(9);
+    let registers = Selection::of(&[16]).unwrap();
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    let now = policy(&vault);
+    vault.control("approve", &approver.sign(&now.vault, 1, registers, now.digest)).unwrap();
+    advance(&vault, 1);
+    chip.tool("pcrextend", &[ONE]).unwrap();
+    let after = policy(&vault);
+    drop(vault);
+    let path = folder(&chip, "data").join("approvals");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let forged = Approver::new(8).sign(&now.vault, 1, registers, after.digest);
+    let head = 8 + 2 + 16 + 2;
+    bytes.truncate(head);
+    bytes.extend_from_slice(&forged);
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+    bytes.extend_from_slice(&hash);
+    std::fs::write(&path, &bytes).unwrap();
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    assert!(key(&vault, 1).is_err());
+    assert_eq!(chip.occupied(), 0);
+}
+
+#[test]
+fn a_vault_that_is_forgotten() {
+    let chip = Swtpm::start();
+    let vault = chip.plugin("data");
+    advance(&vault, 1);
+    copy_folder(&folder(&chip, "data"), &folder(&chip, "backup"));
+    vault.control("danger-forget", &[]).unwrap();
+    drop(vault);
+    assert!(chip.tool("getcap", &["handles-nv-index"]).unwrap().trim().is_empty());
+    let refused = VaultPlugin::start(&chip.config("backup")).map(|_| ());
+    assert_eq!(status(refused), Status::VaultLost, "no copy of the folder revives it");
+    let vault = chip.plugin("data");
+    assert_eq!(vault.generation().unwrap().current, 0, "a new vault in the old place");
+}
