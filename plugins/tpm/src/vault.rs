@@ -74,9 +74,11 @@ impl Link<'_> {
 impl TpmVault {
     /// Opens a connection for one call and runs `body`; what fails is explained by a look at the chip.
     pub(crate) fn link<R>(&self, body: impl FnOnce(&Link<'_>) -> Result<R, Fault>) -> Result<R, GuestError> {
-        let tpm = Tpm::open(&self.tcti)?;
-        let result = self.linked(&tpm, body);
-        result.map_err(|fault| self.explain(&tpm, fault))
+        let result = {
+            let tpm = Tpm::open(&self.tcti)?;
+            self.linked(&tpm, body)
+        };
+        result.map_err(|fault| self.explain(fault))
     }
 
     fn linked<R>(&self, tpm: &Tpm, body: impl FnOnce(&Link<'_>) -> Result<R, Fault>) -> Result<R, Fault> {
@@ -97,18 +99,18 @@ impl TpmVault {
         body(&Link { tpm, srk: &srk, session: &session, counter, halves: [even?, odd?] })
     }
 
-    /// Turns a failure into what the caller is told. A code that may mean "another chip" is looked into.
-    fn explain(&self, tpm: &Tpm, fault: Fault) -> GuestError {
+    /// Turns a failure into what the caller is told. A code that may mean "another chip" is looked into, over a new
+    /// connection: after an answer that is not authentic libtss2 does nothing more on the old one.
+    fn explain(&self, fault: Fault) -> GuestError {
         let Some(error) = fault.tpm().copied() else { return fault.into() };
-        // a session whose start failed on its way back stays in the chip, and libtss2 does not know it
-        if error.layer() != Layer::Tcti
-            && let Err(error) = self.flush_strays(tpm)
-        {
+        let Ok(tpm) = Tpm::open(&self.tcti) else { return error.into() };
+        // what could not be given back, and sessions whose start failed on its way back, which nobody knows
+        if let Err(error) = self.flush_strays(&tpm) {
             return error.into();
         }
         let suspicious = matches!(error.layer(), Layer::Tpm | Layer::Esys) && !error.is_memory();
-        match suspicious.then(|| check_chip(tpm, &self.header)) {
-            Some(Err(lost)) => lost.into(),
+        match suspicious.then(|| check_chip(&tpm, &self.header)) {
+            Some(Err(Fault::Told(lost))) => lost,
             // our auth secret was checked when the vault was opened
             Some(Ok(_)) if error.is_auth() => lost("an index of the vault was made anew by somebody else").into(),
             _ => error.into(),
