@@ -83,7 +83,6 @@ impl Assembler {
         KeyError::new(KeyErrorKind::NotFresh, error.to_string())
             .devices(silent.collect())
             .next("see that a quorum of witnesses runs and can be reached, and that clocks agree; `mayfly status` shows both")
-            .retry(1000)
     }
 
     /// Puts the key together for `uses` operations, before `began` + [`DEADLINE`].
@@ -319,10 +318,10 @@ impl<'a> Attempt<'a> {
             }
             FailureKind::Deadline => KeyError::new(
                 KeyErrorKind::TooFewHolders,
-                format!("{have} of {needed} shards came within {} s", DEADLINE.as_secs()),
+                format!("{have} of {needed} shards came within {} s", DEADLINE.as_secs_f32()),
             )
-            .next("start the missing agents, or see why they are slow: `mayfly peers`")
-            .retry(1000),
+            // No hint to try again: the application has waited as long as it shall.
+            .next("start the missing agents, or see why they are slow: `mayfly peers`"),
         };
         error.devices(devices)
     }

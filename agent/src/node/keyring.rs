@@ -278,9 +278,7 @@ impl Flight {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(
-                    KeyError::new(KeyErrorKind::TooFewHolders, "the key did not come together in time").retry(1000)
-                );
+                return Err(KeyError::new(KeyErrorKind::TooFewHolders, "the key did not come together in time"));
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -12,7 +12,7 @@ use crate::record::Key;
 use std::time::Duration;
 
 /// Time after which an operation gives up, from its beginning.
-pub const DEADLINE: Duration = Duration::from_secs(2);
+pub const DEADLINE: Duration = Duration::from_millis(1500);
 /// Least time after which one more holder is asked; what this holder usually takes comes on top.
 pub const HEDGE_MIN: Duration = Duration::from_millis(5);
 /// Longest time after which one more holder is asked.
