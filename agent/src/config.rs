@@ -2,6 +2,8 @@
 //!
 //! It must never hold a secret: PINs and passphrases of vaults come from where the vault's own page says (credentials, files).
 
+use crate::app::Settings;
+use crate::app::settings::{Connections, KeyDefaults};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,6 +20,9 @@ pub const DATA_DIR_DEFAULT: &str = "/var/lib/mayfly";
 pub const NETWORK_DEFAULT: &str = "/etc/mayfly/network.toml";
 /// Longest time that holders keep an offered shard before its key must be on the ledger.
 pub const ACCEPT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Stands for all members in a list of devices.
+pub const ALL_DEVICES: &str = "*";
 
 /// Everything that an operator may set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -42,6 +47,9 @@ pub struct Config {
     /// What keys get when their maker does not say it (C_GenerateKey cannot).
     #[serde(default)]
     pub new_keys: NewKeys,
+    /// Applications on this host.
+    #[serde(default)]
+    pub applications: Connections,
     /// Logs.
     #[serde(default)]
     pub log: Log,
@@ -230,6 +238,22 @@ impl Config {
         }
     }
 
+    /// What the application half is told.
+    pub fn settings(&self) -> Settings {
+        let residency = match self.new_keys.window_seconds {
+            0 => "per-operation".into(),
+            seconds => format!("window:{seconds}"),
+        };
+        let keys = KeyDefaults {
+            threshold: self.new_keys.threshold,
+            shares: self.new_keys.shares.into(),
+            residency,
+            all_assemble: self.new_keys.assemblers.iter().any(|a| a == ALL_DEVICES),
+            ..KeyDefaults::default()
+        };
+        Settings { connections: self.applications.clone(), keys }
+    }
+
     /// Reads a configuration; `path` is for messages.
     ///
     /// # Errors
@@ -255,6 +279,7 @@ impl Config {
             (self.peers.advertise.as_ref().is_none_or(|a| a.contains(':')), "peers.advertise is host:port"),
             ((2..=63).contains(&self.new_keys.threshold), "new_keys.threshold is 2 to 63"),
             ((self.new_keys.threshold..=63).contains(&self.new_keys.shares), "new_keys.shares is new_keys.threshold to 63"),
+            (self.new_keys.assemblers.iter().all(|a| a == ALL_DEVICES), "new_keys.assemblers is [] or [\"*\"]"),
             (self.limits.peer_connections_max > 0, "limits.peer_connections_max is at least 1"),
             (self.danger.accept_deadline_ms > 0, "danger.accept_deadline_ms is at least 1"),
         ];

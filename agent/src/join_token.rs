@@ -150,7 +150,11 @@ mod tests {
         let key = Ed25519Secret::from_seed(Secret::new_with(|s| s.fill(1)).unwrap()).public();
         assert_eq!(key.alg(), Alg::Ed25519);
         let gateway = Gateway { key: Verifier(key), addresses: vec!["ledger.example:7410".into()] };
-        JoinToken { network: NetworkId([7; 32]), gateways: vec![gateway], seed: Secret::new_with(|s| s.fill(0xa5)).unwrap() }
+        JoinToken {
+            network: NetworkId([7; 32]),
+            gateways: vec![gateway],
+            seed: Secret::new_with(|s| s.fill(0xa5)).unwrap(),
+        }
     }
 
     #[test]

@@ -9,6 +9,6 @@ mod network;
 mod programs;
 mod run;
 
-pub use network::{Agent, Network, Options};
+pub use network::{Agent, Network, Options, id_of};
 pub use programs::{program, python};
 pub use run::{Ran, run, run_reading};

@@ -222,10 +222,10 @@ impl Agent<'_> {
         run(command.envs(&self.env).env("PKCS11_MODULE_PATH", self.get("MAYFLY_MODULE")).args(words))
     }
 
-    /// Makes an AES-256 key.
+    /// Makes an AES-256 key, with the CKA_ID [`id_of`] its label.
     #[track_caller]
     pub fn make_aes(&self, label: &str) {
-        self.pkcs11_tool(&["--keygen", "--key-type", "AES:32", "--label", label]).ok();
+        self.pkcs11_tool(&["--keygen", "--key-type", "AES:32", "--label", label, "--id", &id_of(label)]).ok();
     }
 
     /// Encrypts a file by `pkcs11-tool` with AES-CBC-PAD.
@@ -243,7 +243,7 @@ impl Agent<'_> {
     #[track_caller]
     fn cbc(&self, verb: &str, key: &str, from: &str, to: &str) -> Ran {
         let iv = "000102030405060708090a0b0c0d0e0f";
-        self.pkcs11_tool(&[verb, "--label", key, "-m", "AES-CBC-PAD", "--iv", iv, "-i", from, "-o", to])
+        self.pkcs11_tool(&[verb, "--id", &id_of(key), "-m", "AES-CBC-PAD", "--iv", iv, "-i", from, "-o", to])
     }
 
     /// Waits until the agent's status is as wanted.
@@ -264,6 +264,11 @@ impl Agent<'_> {
     pub fn network(&self) -> &Network {
         self.network
     }
+}
+
+/// The CKA_ID of keys that tests make: `pkcs11-tool` chooses by id where there are several.
+pub fn id_of(label: &str) -> String {
+    hex::encode(label)
 }
 
 fn with(mut command: Command, words: &[&str]) -> Command {

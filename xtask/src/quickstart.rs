@@ -20,6 +20,9 @@ const REFUSAL_MAX: Duration = Duration::from_secs(2);
 const CBC_IV: &str = "000102030405060708090a0b0c0d0e0f";
 const AES: &str = "document-key";
 const EC: &str = "signing-key";
+/// CKA_ID of each: pkcs11-tool chooses by it where there are several keys.
+const AES_ID: &str = "a0";
+const EC_ID: &str = "e0";
 
 /// Runs the whole story.
 pub fn run() -> Result<()> {
@@ -101,8 +104,10 @@ impl Story {
     }
 
     fn make_keys(&mut self) -> Result<()> {
-        for (name, kind) in [(AES, "aes:256"), (EC, "ec:p256")] {
-            let shown = self.network.mayfly(&["key", "create", name, "--type", kind, "--split", "2/3", "--json"])?;
+        for (name, kind, id) in [(AES, "aes:256", AES_ID), (EC, "ec:p256", EC_ID)] {
+            let shown = self
+                .network
+                .mayfly(&["key", "create", name, "--type", kind, "--split", "2/3", "--id", id, "--json"])?;
             for part in ["\"t\":2", "\"n\":3"] {
                 let compact: String = shown.chars().filter(|c| !c.is_whitespace()).collect();
                 ensure!(compact.contains(part), "key {name} was not split 2-of-3: {shown}");
@@ -128,7 +133,7 @@ impl Story {
         let (document, sealed, opened) =
             (self.document.display().to_string(), self.file("sealed"), self.file("opened"));
         let cbc = |verb, from: &str, to: &str| {
-            let words = [verb, "--label", AES, "-m", "AES-CBC-PAD", "--iv", CBC_IV, "-i", from, "-o", to];
+            let words = [verb, "--id", AES_ID, "-m", "AES-CBC-PAD", "--iv", CBC_IV, "-i", from, "-o", to];
             self.network.pkcs11_tool(&words)?.done()
         };
         cbc("--encrypt", &document, &sealed)?;
@@ -156,9 +161,9 @@ impl Story {
     fn sign_with_pkcs11_tool(&mut self, when: &str) -> Result<()> {
         let (document, signature, public) =
             (self.document.display().to_string(), self.file("tool.sig"), self.file("public.der"));
-        let words = ["--sign", "--label", EC, "-m", "ECDSA-SHA256", "-f", "openssl", "-i", &document, "-o", &signature];
+        let words = ["--sign", "--id", EC_ID, "-m", "ECDSA-SHA256", "-f", "openssl", "-i", &document, "-o", &signature];
         self.network.pkcs11_tool(&words)?.done()?;
-        self.network.pkcs11_tool(&["--read-object", "--type", "pubkey", "--label", EC, "-o", &public])?.done()?;
+        self.network.pkcs11_tool(&["--read-object", "--type", "pubkey", "--id", EC_ID, "-o", &public])?.done()?;
         self.openssl_verifies(&signature, &document)?;
         self.say(&format!("pkcs11-tool signed the file, and openssl alone verified it ({when}): the private key is in no file and no process."));
         Ok(())
@@ -220,7 +225,7 @@ impl Story {
     fn see_refusal(&mut self) -> Result<()> {
         let document = self.document.display().to_string();
         let out = self.file("refused");
-        let words = ["--encrypt", "--label", AES, "-m", "AES-CBC-PAD", "--iv", CBC_IV, "-i", &document, "-o", &out];
+        let words = ["--encrypt", "--id", AES_ID, "-m", "AES-CBC-PAD", "--iv", CBC_IV, "-i", &document, "-o", &out];
         let refused = self.network.pkcs11_tool(&words)?;
         if refused.status.success() {
             bail!("the key worked with one shard of three");

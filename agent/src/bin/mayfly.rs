@@ -1,1 +1,6 @@
-fn main() {}
+//! `mayfly`: the command line; see [`mayfly_agent::cli`].
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    mayfly_agent::cli::main()
+}

@@ -3,10 +3,13 @@
 use super::agent::{Agent, ask};
 use super::announce::{Announcer, field, moment, short, table};
 use super::value::{self, Split};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+
+/// Bytes of a CKA_ID that nobody chose.
+const CKA_ID_BYTES: usize = 8;
 
 /// Make, list, show and delete keys
 #[derive(Debug, Subcommand)]
@@ -95,7 +98,7 @@ impl Key {
     pub fn run(self, out: &Announcer, socket: &Path) -> Result<()> {
         match self {
             Key::Create(c) => {
-                let made = Agent::connect(socket)?.ask(&c.request(), |news| out.progress(news))?;
+                let made = Agent::connect(socket)?.ask(&c.request()?, |news| out.progress(news))?;
                 out.result(&made, |key| format!("made {}", describe(key)));
             }
             Key::List(c) => {
@@ -120,7 +123,7 @@ impl Key {
 }
 
 impl Create {
-    fn request(&self) -> Value {
+    fn request(&self) -> Result<Value> {
         let list = |items: &[String]| (!items.is_empty()).then(|| json!(items));
         let assemblers = if self.assemblers == ["all"] { vec!["*".to_owned()] } else { self.assemblers.clone() };
         let wanted = [
@@ -136,9 +139,21 @@ impl Create {
             ("residency", self.residency.as_ref().map(|r| json!(r))),
             ("vault_open", self.vault_open.as_ref().map(|v| json!(v))),
             ("iv_modes", list(&self.iv_modes)),
-            ("id", self.id.as_ref().map(|i| json!(i))),
+            ("id", Some(json!(self.cka_id()?))),
         ];
-        request("key.create", wanted)
+        Ok(request("key.create", wanted))
+    }
+
+    /// Tools that look for a certificate's key, or for one key of several, need it.
+    fn cka_id(&self) -> Result<String> {
+        match &self.id {
+            Some(id) => Ok(id.clone()),
+            None => {
+                let mut random = [0; CKA_ID_BYTES];
+                getrandom::fill(&mut random).context("the kernel gave no randomness")?;
+                Ok(hex::encode(random))
+            }
+        }
     }
 }
 
@@ -243,11 +258,11 @@ mod tests {
             residency: None,
             vault_open: None,
             iv_modes: vec![],
-            id: None,
+            id: Some("0a".into()),
         };
         let expected = json!({"command": "key.create", "name": "web", "type": "ec:p256", "t": 2, "n": 3, "assemblers": ["*"],
-            "allow": ["user=www-data"]});
-        assert_eq!(create.request(), expected);
+            "allow": ["user=www-data"], "id": "0a"});
+        assert_eq!(create.request().unwrap(), expected);
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn json_that_scripts_rely_on() {
     assert_eq!(device["shards"].as_array().unwrap().len(), 1, "{device}");
     let verified = agent.mayfly(&["ledger", "verify", "--json"]).ok().json();
     assert!(verified["verified"] == true && verified["size"].as_u64().is_some_and(|n| n > 10), "{verified}");
-    assert!(agent.mayfly(&["ledger", "show"]).ok().text().contains("Genesis"), "{}", agent.mayfly(&["ledger", "show"]));
+    assert!(agent.mayfly(&["ledger", "show"]).ok().text().contains("GENESIS"), "{}", agent.mayfly(&["ledger", "show"]));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What happens when parts of the network die, hang, lie or are taken away.
 
-use mayfly_tests::{Network, python};
+use mayfly_tests::{Network, id_of, python};
 use redb::ReadableTable;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -67,7 +67,7 @@ fn keys_work_on_while_the_gateway_is_down() {
     assert!(!made.is_ok() && made.all().to_lowercase().contains("ledger"), "{made}");
     network.dev("start", "ledger-1");
     agent.wait_status("the agent does not come back to the ledger", |status| status["ledger"]["connected"] == true);
-    agent.mayfly(&["key", "create", "later", "--type", "aes:256"]).ok();
+    agent.mayfly(&["key", "create", "later", "--type", "aes:256", "--id", &id_of("later")]).ok();
     network.agent(2).encrypt("later", &document, &out).ok();
 }
 
@@ -100,7 +100,17 @@ fn a_crash_while_a_key_is_made_leaves_no_half_key() {
         let pid = network.pid("agent-1");
         let mut keygen = Command::new("pkcs11-tool")
             .args(["--module", agent.get("MAYFLY_MODULE"), "--token-label", agent.get("MAYFLY_TOKEN_LABEL"), "--login"])
-            .args(["--pin", agent.get("MAYFLY_USER_PIN"), "--keygen", "--key-type", "AES:32", "--label", &label])
+            .args([
+                "--pin",
+                agent.get("MAYFLY_USER_PIN"),
+                "--keygen",
+                "--key-type",
+                "AES:32",
+                "--label",
+                &label,
+                "--id",
+                &id_of(&label),
+            ])
             .env("MAYFLY_SOCKET", agent.get("MAYFLY_SOCKET"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())

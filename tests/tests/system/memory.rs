@@ -2,7 +2,7 @@
 //!
 //! The search is proved to work by a canary: the label of another key, which agents keep in ordinary memory, must be found.
 
-use mayfly_tests::Network;
+use mayfly_tests::{Network, id_of};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -142,7 +142,19 @@ fn a_known_key_is_nowhere_in_ordinary_memory() {
         let raw = network.write("raw", key);
         network
             .agent(1)
-            .pkcs11_tool(&["--write-object", &raw, "--type", "secrkey", "--key-type", kind, "--label", name, usage])
+            .pkcs11_tool(&[
+                "--write-object",
+                &raw,
+                "--type",
+                "secrkey",
+                "--key-type",
+                kind,
+                "--label",
+                name,
+                "--id",
+                &id_of(name),
+                usage,
+            ])
             .ok();
     }
     let canary = format!("canary-{}", hex::encode(&random_key()[..12]));
@@ -154,7 +166,7 @@ fn a_known_key_is_nowhere_in_ordinary_memory() {
             let agent = network.agent(number);
             agent.encrypt("known-aes", &document, &out).ok();
             agent
-                .pkcs11_tool(&["--sign", "--label", "known-mac", "-m", "SHA256-HMAC", "-i", &document, "-o", &out])
+                .pkcs11_tool(&["--sign", "--id", &id_of("known-mac"), "-m", "SHA256-HMAC", "-i", &document, "-o", &out])
                 .ok();
         }
     }

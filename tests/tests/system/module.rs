@@ -1,6 +1,6 @@
 //! The PKCS#11 module under `pkcs11-tool`.
 
-use mayfly_tests::Network;
+use mayfly_tests::{Network, id_of};
 use std::time::{Duration, Instant};
 
 /// A file of 1 MiB in which no block repeats.
@@ -125,8 +125,19 @@ fn imported_keys_are_the_keys_that_were_given() {
     let key: Vec<u8> = (1..=32).collect();
     let (raw, document) = (network.write("raw", &key), network.write("document", &mebibyte()[..100_000]));
     let path = |name: &str| network.file(name).display().to_string();
-    let words =
-        ["--write-object", &raw, "--type", "secrkey", "--key-type", "AES:32", "--label", "known", "--usage-decrypt"];
+    let words = [
+        "--write-object",
+        &raw,
+        "--type",
+        "secrkey",
+        "--key-type",
+        "AES:32",
+        "--label",
+        "known",
+        "--id",
+        &id_of("known"),
+        "--usage-decrypt",
+    ];
     agent.pkcs11_tool(&words).ok();
     let (ours, theirs) = (path("ours"), path("theirs"));
     agent.encrypt("known", &document, &ours).ok();
@@ -141,7 +152,7 @@ fn imported_keys_are_the_keys_that_were_given() {
     network.agent(3).decrypt("known", &theirs, &ours).ok();
     assert_eq!(std::fs::read(&ours).unwrap(), std::fs::read(&document).unwrap());
     // It does not come out again.
-    let read = agent.pkcs11_tool(&["--read-object", "--type", "secrkey", "--label", "known", "-o", &path("out")]);
+    let read = agent.pkcs11_tool(&["--read-object", "--type", "secrkey", "--id", &id_of("known"), "-o", &path("out")]);
     assert!(
         !read.is_ok() || std::fs::read(path("out")).map_or(true, |out| out != key),
         "a sensitive key was read back: {read}"
@@ -155,10 +166,21 @@ fn macs_are_macs() {
     let key: Vec<u8> = (101..=132).collect();
     let (raw, message) = (network.write("raw", &key), network.write("message", b"authentic"));
     let mac = network.file("mac").display().to_string();
-    let words =
-        ["--write-object", &raw, "--type", "secrkey", "--key-type", "GENERIC:32", "--label", "mac", "--usage-sign"];
+    let words = [
+        "--write-object",
+        &raw,
+        "--type",
+        "secrkey",
+        "--key-type",
+        "GENERIC:32",
+        "--label",
+        "mac",
+        "--id",
+        &id_of("mac"),
+        "--usage-sign",
+    ];
     agent.pkcs11_tool(&words).ok();
-    agent.pkcs11_tool(&["--sign", "--label", "mac", "-m", "SHA256-HMAC", "-i", &message, "-o", &mac]).ok();
+    agent.pkcs11_tool(&["--sign", "--id", &id_of("mac"), "-m", "SHA256-HMAC", "-i", &message, "-o", &mac]).ok();
     let option = format!("hexkey:{}", hex::encode(&key));
     let theirs =
         agent.openssl(&["dgst", "-sha256", "-mac", "HMAC", "-macopt", &option, "-binary", &message]).ok().stdout;
@@ -192,10 +214,8 @@ fn certificates_and_keys_are_written_read_and_deleted() {
 
     agent.make_aes("gone");
     agent.pkcs11_tool(&["--keypairgen", "--key-type", "EC:prime256v1", "--label", "gone-pair", "--id", "78"]).ok();
-    for (kind, name, value) in
-        [("secrkey", "--label", "gone"), ("privkey", "--id", "78"), ("pubkey", "--id", "78"), ("cert", "--id", "77")]
-    {
-        agent.pkcs11_tool(&["--delete-object", "--type", kind, name, value]).ok();
+    for (kind, id) in [("secrkey", id_of("gone").as_str()), ("privkey", "78"), ("pubkey", "78"), ("cert", "77")] {
+        agent.pkcs11_tool(&["--delete-object", "--type", kind, "--id", id]).ok();
     }
     for number in 1..=3 {
         let left = network.agent(number).pkcs11_tool(&["--list-objects"]).ok().text();
