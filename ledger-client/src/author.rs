@@ -3,7 +3,7 @@
 //! Two different records with one number would look like a second copy of the author. So a record that was submitted stays in the outbox
 //! until it is known to be in the ledger or refused, over restarts too, and nothing else is signed before.
 
-use crate::replica::{Replica, SignerError, SubmitError};
+use crate::replica::{Replica, SignerError, SubmitError, deadline};
 use mayfly_crypto::sign::PublicKey;
 use mayfly_protocol::entry::{EntryError, VERSION};
 use mayfly_protocol::{AuthorId, Entry, EntryId, Record};
@@ -107,7 +107,7 @@ impl Author {
         record: &Record,
         timeout: Duration,
     ) -> Result<u64, PostError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         self.clear_outbox(&mut tail, deadline)?;
         // The number comes from the ledger as it is now, not as it was when the device was switched off.
@@ -126,7 +126,7 @@ impl Author {
     /// [`PostError`], when this cannot be known yet.
     pub fn settle(&self, timeout: Duration) -> Result<Option<u64>, PostError> {
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        self.clear_outbox(&mut tail, Instant::now() + timeout)
+        self.clear_outbox(&mut tail, deadline(timeout))
     }
 
     fn sign(&self, record: &Record, signers: &[&dyn EntrySigner], tail: &(u64, EntryId)) -> Result<Entry, PostError> {

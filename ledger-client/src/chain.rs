@@ -237,7 +237,7 @@ mod tests {
         broken.first = a.first;
         broken.entries = [a.entries.clone(), vec![vec![1].into()]].concat();
 
-        let mut chain = chain(ledger.network, &[genesis.clone()]);
+        let mut chain = chain(ledger.network, std::slice::from_ref(&genesis));
         assert_eq!(chain.extend(&b), Err(ChainError::Gap { expected: 1, got: 2 }));
         assert_eq!(chain.extend(&genesis), Err(ChainError::Gap { expected: 1, got: 0 }));
         assert!(matches!(chain.extend(&broken), Err(ChainError::Refused { index: 2, .. })));

@@ -29,6 +29,14 @@ pub enum Broken {
     /// Entries do not follow.
     #[error("the gateway sent entries that do not follow: {0}")]
     Order(ChainError),
+    /// Entries are dated further ahead of this device's clock than any honest clock is. Nothing of the bundle was taken.
+    #[error(
+        "the gateway sent entries dated {ahead_ms} ms ahead of this device's clock; see which of the two clocks is wrong"
+    )]
+    Future {
+        /// By so many milliseconds.
+        ahead_ms: u64,
+    },
     /// A head that does not reconcile with ours, signed by a gateway.
     #[error("the gateway signed a head that does not reconcile with entry count {} here", ours.size)]
     Fork {
@@ -44,6 +52,9 @@ pub enum Broken {
     #[error("the gateway sent a bad head")]
     Note(#[from] SyncError),
 }
+
+/// How far ahead of this clock, beyond the network's skew, entries may be dated to be stored at all. Cosigning is stricter.
+pub const FUTURE_MS_MAX: u64 = 60_000;
 
 /// The verified ledger and its store.
 #[derive(Debug)]
@@ -130,13 +141,21 @@ impl Keeper {
     /// Takes the next entries.
     ///
     /// # Errors
-    /// [`Broken::Rule`], [`Broken::Order`]; nothing is taken then.
+    /// [`Broken::Rule`], [`Broken::Order`], [`Broken::Future`]; nothing is taken then.
     pub fn take_bundle(&mut self, bundle: Bundle, now_ms: u64) -> Result<(), Broken> {
-        self.duty.judge_bundle(self.chain.tip(), bundle.first, bundle.time_ms, now_ms);
+        let before = self.chain.tip().clone();
+        let skew_ms = before.policy().map_or(0, |p| p.skew_ms_max);
+        let ahead_ms = bundle.time_ms.saturating_sub(now_ms);
+        // Time never goes back on a ledger: one entry that is taken with a date far ahead would end every session after it for good.
+        if ahead_ms > skew_ms.saturating_add(FUTURE_MS_MAX) {
+            return Err(Broken::Future { ahead_ms });
+        }
         self.chain.extend(&bundle).map_err(|error| match error {
             ChainError::Refused { index, refusal } => Broken::Rule { index, refusal: with_cause(&refusal) },
             other => Broken::Order(other),
         })?;
+        // Only what is part of the ledger can be held against it.
+        self.duty.judge_bundle(&before, bundle.first, bundle.time_ms, now_ms);
         self.batch.bytes += bundle.entries.iter().map(|e| e.len()).sum::<usize>();
         self.batch.bundles.push(bundle);
         Ok(())
@@ -427,6 +446,25 @@ mod tests {
         assert!(matches!(world.keeper.take_bundle(bundle, START_MS), Err(Broken::Rule { .. })));
         assert_eq!(world.keeper.chain().tip().head(), tip);
         assert!(!world.keeper.commit().unwrap());
+    }
+
+    #[test]
+    fn entries_from_the_future_are_not_stored_and_refused_ones_silence_no_witness() {
+        let mut world = World::new();
+        let now = world.ledger.time_ms;
+        let tip = world.keeper.chain().tip().head();
+        let (mut bundle, limit) = (world.ledger.token("t"), crate::testing::SKEW_MS + FUTURE_MS_MAX);
+        bundle.time_ms = now + limit + 1;
+        assert!(matches!(world.keeper.take_bundle(bundle.clone(), now), Err(Broken::Future { .. })));
+        assert_eq!(world.keeper.chain().tip().head(), tip);
+
+        world.keeper.take_bookmark(&world.ledger.bookmark(&tip, now + 100_000), now + 100_000).unwrap();
+        let mut garbage = bundle.clone();
+        (garbage.time_ms, garbage.entries[0][0]) = (now, 0xff);
+        assert!(world.keeper.take_bundle(garbage, now + 100_000).is_err());
+        bundle.time_ms = now + 100_000;
+        world.keeper.take_bundle(bundle, now + 100_000).unwrap();
+        assert_eq!(world.keeper.duty.withheld, None);
     }
 
     #[test]

@@ -292,7 +292,7 @@ impl Replica {
         }
         let (reply, answer) = mpsc::sync_channel(1);
         let sent = Arc::new(AtomicBool::new(false));
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let submission = Submission { entry: entry.to_vec(), reply, sent: sent.clone(), deadline, under_way: false };
         self.shared.commands.send(Command::Submit(submission)).map_err(|_| self.unavailable())?;
         match answer.recv_timeout(timeout) {
@@ -309,7 +309,8 @@ impl Replica {
         self.shared.lock().status.clone()
     }
 
-    /// Entries from `from` on, at most `count` and at most what is verified.
+    /// Entries from `from` on, at most `count`. Fewer come when there are no more, or when they are large (8 MiB an answer): go on with
+    /// the index after the last one until nothing comes.
     ///
     /// # Errors
     /// What the store says.
@@ -326,6 +327,12 @@ impl Replica {
         let why = alarm.or(status.last_error).unwrap_or_else(|| "no connection was made yet".into());
         SubmitError::Unavailable(why)
     }
+}
+
+/// The moment after this time; a time without end is a year.
+pub(crate) fn deadline(timeout: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    Instant::now() + timeout.min(YEAR)
 }
 
 impl Drop for Replica {
@@ -386,7 +393,7 @@ impl Shared {
 
     /// Waits until `ready` gives something. It is asked without any lock held, anew after each change.
     fn wait<T>(&self, timeout: Duration, ready: impl Fn() -> Option<T>) -> Result<T, Timeout> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         loop {
             let seen = self.lock().changes;
             if let Some(found) = ready() {

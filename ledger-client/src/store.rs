@@ -19,6 +19,9 @@ const FILE: &str = "ledger.redb";
 /// Cache of the store: pages are read once, at start.
 const CACHE_BYTES: usize = 1024 * 1024;
 
+/// Most bytes of one answer of [`Store::entries`].
+const ENTRIES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// Index to leaf.
 const LEAVES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("leaves");
 /// Size of a witnessed head to the message that proves it.
@@ -263,15 +266,19 @@ impl Store {
         Ok(())
     }
 
-    /// Entries from `from` on as (index, time, entry), at most `count`.
+    /// Entries from `from` on, at most `count`, at most [`ENTRIES_BYTES_MAX`] (and one entry) of them.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn entries(&self, from: u64, count: usize) -> Result<Vec<StoredEntry>, StoreError> {
         let leaves = self.db()?.begin_read()?.open_table(LEAVES)?;
-        let mut found = Vec::new();
+        let (mut found, mut bytes) = (Vec::new(), 0);
         for row in leaves.range(from..)?.take(count) {
             let (index, leaf) = row?;
+            bytes += leaf.value().len();
+            if bytes > ENTRIES_BYTES_MAX && !found.is_empty() {
+                break;
+            }
             if let Some((time, entry)) = leaf.value().split_first_chunk::<8>() {
                 found.push((index.value(), u64::from_be_bytes(*time), entry.to_vec()));
             }

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Handshakes under way at once: what two cores do in the time that a client waits.
 pub const HANDSHAKES_MAX: usize = 256;
+/// Connections that one client (device, administrator, invitation) may have at once.
+pub const CONNECTIONS_PER_CLIENT_MAX: usize = 32;
 /// How often a connection is looked after.
 pub const TICK: Duration = Duration::from_secs(5);
 /// A ping is sent after so much silence from the client.

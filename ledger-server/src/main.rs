@@ -24,6 +24,8 @@ use tokio::sync::oneshot;
 
 /// Threads that carry connections.
 const WORKERS_MAX: usize = 8;
+/// How long the end waits for calls of the plugin.
+const STOP_MAX: Duration = Duration::from_secs(2);
 /// How long a start waits for a store that another process still has.
 const STORE_BUSY_MAX: Duration = Duration::from_secs(3);
 /// Pause between two attempts.
@@ -116,14 +118,16 @@ fn serve(config: Option<&Path>, watch_pid: Option<i32>) -> anyhow::Result<()> {
     let gateway = Gateway { network, key, backend, limits: config.limits };
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, WORKERS_MAX));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
         let address = listener.local_addr()?;
         let stop = stop_signal(watch_pid)?;
         run(gateway, listener, || announce(address, config.ready_file.as_deref()), stop).await?;
         Ok(())
-    })
+    });
+    runtime.shutdown_timeout(STOP_MAX); // a call of the plugin may still hang
+    served
 }
 
 fn start_logging() {

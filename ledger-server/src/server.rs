@@ -74,6 +74,7 @@ pub async fn run(
         connections: AtomicUsize::new(0),
         handshakes: Semaphore::new(HANDSHAKES_MAX),
         store_reads: Semaphore::new(STORE_READS_MAX),
+        clients: Default::default(),
         buckets: Default::default(),
     });
 

@@ -68,6 +68,8 @@ pub struct Hub {
     pub handshakes: Semaphore,
     /// Bounds reads from the store.
     pub store_reads: Semaphore,
+    /// Connections of each client.
+    pub clients: Mutex<HashMap<Client, usize>>,
     /// Submissions that clients may still make.
     pub buckets: Mutex<HashMap<Client, Bucket>>,
 }
@@ -77,6 +79,36 @@ pub struct Hub {
 pub struct Bucket {
     tokens: f64,
     at: Instant,
+}
+
+/// One of the connections that a client may have.
+struct Place<'h> {
+    clients: &'h Mutex<HashMap<Client, usize>>,
+    client: Client,
+}
+
+impl<'h> Place<'h> {
+    fn take(clients: &'h Mutex<HashMap<Client, usize>>, client: Client) -> Option<Place<'h>> {
+        let mut all = clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = all.entry(client).or_insert(0);
+        if *taken >= CONNECTIONS_PER_CLIENT_MAX {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { clients, client })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut all = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = all.get_mut(&self.client) {
+            *taken -= 1;
+            if *taken == 0 {
+                all.remove(&self.client);
+            }
+        }
+    }
 }
 
 /// Why a session ended.
@@ -113,10 +145,13 @@ impl Hub {
         let greeted = greeted.unwrap_or_else(|_| bye(Bye::Idle, "no hello in time"));
         let ended = match greeted {
             Err(ended) => ended,
-            Ok((client, cursor)) => {
-                tracing::info!(peer, ?client, have = cursor.size, "client connected");
-                return self.follow(socket, client, cursor, peer).await;
-            }
+            Ok((client, cursor)) => match Place::take(&self.clients, client) {
+                Some(_place) => {
+                    tracing::info!(peer, ?client, have = cursor.size, "client connected");
+                    return self.follow(socket, client, cursor, peer).await;
+                }
+                None => Ended::Bye(Bye::Crowded, "you have too many connections".into()),
+            },
         };
         if let Ended::Bye(reason, text) = ended {
             tracing::info!(peer, ?reason, text, "client refused");

@@ -2,115 +2,20 @@
 
 mod common;
 
+use common::raw::{Raw, block_on};
+
 use common::*;
-use futures_util::{SinkExt, StreamExt};
-use mayfly_ledger_client::{EntrySigner, SubmitError, tls};
+use futures_util::StreamExt;
+use mayfly_ledger_client::SubmitError;
 use mayfly_ledger_server::config::Limits;
 use mayfly_protocol::head::Cosignature;
-use mayfly_protocol::record::{self, Attribute, Verifier};
-use mayfly_protocol::sync::{
-    Bye, CLIENT_FRAME_BYTES_MAX, EXPORTER_LABEL, FromClient, FromGateway, Hello, PATH, SUBPROTOCOL, hello_message,
-};
+use mayfly_protocol::record::{self, Attribute};
+use mayfly_protocol::sync::{Bye, CLIENT_FRAME_BYTES_MAX, FromClient, FromGateway, Hello, PATH, SUBPROTOCOL};
 use mayfly_protocol::{DeviceId, Head};
 use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
-
-struct Raw {
-    socket: WebSocketStream<TlsStream<TcpStream>>,
-    exporter: [u8; 32],
-    nonce: [u8; 32],
-}
-
-impl Raw {
-    async fn tls(world: &World, address: SocketAddr) -> TlsStream<TcpStream> {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap(); // so that a client that reads nothing is full soon
-        let stream = socket.connect(address).await.unwrap();
-        let config = tls::client_config(&world.gateway_keys[0]).unwrap();
-        TlsConnector::from(Arc::new(config)).connect(tls::server_name(), stream).await.unwrap()
-    }
-
-    async fn upgrade(
-        stream: TlsStream<TcpStream>,
-        path: &str,
-        protocol: &'static str,
-    ) -> Result<WebSocketStream<TlsStream<TcpStream>>, tokio_tungstenite::tungstenite::Error> {
-        let mut request = format!("wss://localhost{path}").into_client_request().unwrap();
-        request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(protocol));
-        Ok(tokio_tungstenite::client_async(request, stream).await?.0)
-    }
-
-    async fn open(world: &World, address: SocketAddr) -> Raw {
-        let stream = Raw::tls(world, address).await;
-        let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).unwrap();
-        let mut socket = Raw::upgrade(stream, PATH, SUBPROTOCOL).await.unwrap();
-        let Some(Ok(Message::Binary(frame))) = socket.next().await else { panic!("no challenge") };
-        let Some(FromGateway::Challenge { nonce, .. }) = FromGateway::decode(&frame).unwrap() else { panic!() };
-        Raw { socket, exporter, nonce }
-    }
-
-    fn hello(&self, world: &World, key: &Key, exporter: &[u8; 32]) -> Hello {
-        let message = hello_message(&world.network, &world.gateway_keys[0], exporter, &self.nonce, &key.public());
-        Hello {
-            version: 1,
-            network: world.network,
-            tip: Head::default(),
-            witnessed: 0,
-            key: Verifier(key.public()),
-            signature: EntrySigner::sign(key, &message).unwrap(),
-        }
-    }
-
-    async fn admitted(world: &World, address: SocketAddr) -> Raw {
-        let mut raw = Raw::open(world, address).await;
-        let hello = raw.hello(world, &world.admin, &raw.exporter.clone());
-        raw.send(&FromClient::Hello(hello)).await;
-        assert!(matches!(raw.next().await, Some(FromGateway::Welcome { .. })));
-        raw
-    }
-
-    async fn send(&mut self, message: &FromClient) {
-        self.frame(Message::binary(message.encode())).await;
-    }
-
-    async fn frame(&mut self, frame: Message) {
-        let _ = self.socket.send(frame).await;
-    }
-
-    async fn next(&mut self) -> Option<FromGateway> {
-        loop {
-            match timeout(SOON, self.socket.next()).await.expect("the gateway says something") {
-                Some(Ok(Message::Binary(frame))) => return FromGateway::decode(&frame).unwrap(),
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                _ => return None,
-            }
-        }
-    }
-
-    /// The reason of the good-bye.
-    async fn bye(&mut self) -> Option<Bye> {
-        loop {
-            match self.next().await? {
-                FromGateway::Bye { reason, .. } => return Some(reason),
-                _ => continue,
-            }
-        }
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
 
 #[test]
 fn what_is_no_message_ends_the_connection_with_a_reason_and_nobody_elses() {

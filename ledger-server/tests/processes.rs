@@ -1,6 +1,10 @@
 //! The real `mayfly-ledger` over the real `embedded` plugin. Needs both, and `mayfly-plugin-host`, built: `cargo build --workspace`.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping")]
+
 mod common;
+
+use common::raw::{Raw, block_on};
 
 use common::*;
 use mayfly_ledger_client::{PostError, SubmitError};
@@ -296,4 +300,45 @@ fn keys_are_made_and_shown() {
     assert_eq!(run("key").stdout, made.stdout);
     assert_eq!(run("keygen").status.code(), Some(1), "never overwritten");
     assert_eq!(Command::new(PROGRAM).arg("--nonsense").output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+#[ignore = "a measurement; run with --ignored --nocapture"]
+fn measure_memory_of_a_connected_client() {
+    let world = World::new();
+    let gateway = Process::start(&configure(&world, "127.0.0.1:0", "", "[limits]\nsubmissions_per_second = 0"));
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.child.id())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
+    };
+    let at = [(gateway.address, 0)];
+    let admin = world.admin(&at);
+    let devices: Vec<Device> = (0..40).map(|n| world.device(&admin, &format!("d{n}"), &at)).collect();
+    let before = resident();
+    block_on(async {
+        let mut clients = Vec::new();
+        for device in &devices {
+            for _ in 0..25 {
+                clients.push(Raw::admitted_as(&world, gateway.address, &device.keys.identity).await);
+            }
+        }
+        let connected = resident();
+        for n in 0..20 {
+            admin.post(token(&format!("t{n}")));
+        }
+        for client in &mut clients {
+            let mut bundles = 0;
+            while bundles < 20 {
+                bundles +=
+                    u32::from(matches!(client.next().await, Some(mayfly_protocol::sync::FromGateway::Bundle(_))));
+            }
+        }
+        let n = clients.len() as f64;
+        println!(
+            "KiB per client: {:.1} connected, {:.1} after 20 bundles",
+            (connected - before) / n,
+            (resident() - before) / n
+        );
+    });
 }

@@ -1,5 +1,9 @@
 //! A network in one process: administrator, devices, a store in memory with faults, gateways.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses its part; a test says what it expects by unwrapping"
+)]
 
 pub mod raw;
 
