@@ -299,6 +299,11 @@ impl Holder {
         (self.shards.active().len(), self.shards.pending().len())
     }
 
+    #[cfg(test)]
+    pub(super) fn shards_for_test(&self) -> &ShardStore {
+        &self.shards
+    }
+
     /// Grants.
     pub fn grants(&self) -> &Arc<Grants> {
         &self.grants

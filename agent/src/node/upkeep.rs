@@ -174,7 +174,7 @@ impl Clerk {
         self.grants.unposted(self.ledger.view().posted_grants(&self.device))
     }
 
-    fn post(&self) {
+    pub(super) fn post(&self) {
         let items = self.unposted();
         if items.is_empty() || self.ledger.view().member(&self.device).is_none() {
             return;

@@ -96,6 +96,11 @@ impl Server {
         self.end(|caller| caller.is_some_and(|c| directory.session_of(&c.device) != Some(c.key)));
     }
 
+    /// Who has a connection.
+    pub fn callers(&self) -> Vec<Caller> {
+        self.served().values().filter_map(|s| s.caller.clone()).collect()
+    }
+
     /// Connections that are open.
     pub fn count(&self) -> usize {
         self.served().len()
