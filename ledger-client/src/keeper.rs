@@ -367,12 +367,20 @@ mod tests {
         let head = world.token("t");
         world.keeper.commit().unwrap();
         world.keeper.take_witnessed(&world.ledger.witnessed(&head, &[&world.device])).unwrap();
+        // The witness changes: each of the two records takes effect by those who were witnesses before it.
+        let (second, joined) = world.ledger.device("second");
+        let mut bundles = joined;
+        bundles.push(world.ledger.witness(&second, true));
+        bundles.into_iter().for_each(|b| world.keeper.take_bundle(b, START_MS).unwrap());
+        let head = world.ledger.head();
+        world.keeper.take_witnessed(&world.ledger.witnessed(&head, &[&world.device])).unwrap();
         let gone = world.ledger.witness(&world.device, false);
-        world.keeper.take_bundle(gone, world.ledger.time_ms).unwrap();
+        world.keeper.take_bundle(gone, START_MS).unwrap();
+        let head = world.ledger.head();
+        world.keeper.take_witnessed(&world.ledger.witnessed(&head, &[&world.device, &second])).unwrap();
         world.keeper.commit().unwrap();
-        let last = world.ledger.head();
-        world.keeper.take_witnessed(&world.ledger.witnessed(&last, &[&world.device])).unwrap();
-        world.token("without witnesses");
+        let head = world.token("by the second alone");
+        world.keeper.take_witnessed(&world.ledger.witnessed(&head, &[&second])).unwrap();
         world.keeper.commit().unwrap();
         let again = world.reopened().unwrap();
         for keeper in [&world.keeper, &again] {
