@@ -50,14 +50,13 @@ pub(crate) fn generation_keys(open: &Open, vault: &VaultId) -> Result<Vec<(u64, 
     Ok(found)
 }
 
-/// Makes the key of a generation, in place of one that an interrupted attempt may have left.
+/// Makes the key of a generation that has none.
 pub(crate) fn make_generation_key(
     open: &Open,
     vault: &VaultId,
     generation: u64,
     sealing: Sealing,
 ) -> Result<(), Fault> {
-    destroy_generations(open, vault, |other| other == generation)?;
     let mut template = generation_names(vault).to_vec();
     template.extend([
         Attribute::KeyType(KeyType::AES),

@@ -167,6 +167,9 @@ impl Token {
             Err(failed) => {
                 let status = error::status(&failed);
                 let mut text = format!("{wanted} does not let us in: {}", error::name(&failed));
+                if matches!(failed, Error::Pkcs11(RvError::UserPinNotInitialized, _)) {
+                    text = format!("{text}; set a user PIN by its vendor's tool");
+                }
                 if matches!(status, Status::Auth | Status::Lockout) {
                     text = format!("{text}; {}", self.pin.refused(pin.as_ref()));
                 }
@@ -234,9 +237,6 @@ fn is_logged_in(session: &Session) -> bool {
 /// Refuses to spend the last attempt, and to try where none is left.
 fn may_try(info: &TokenInfo, wanted: &str) -> Result<(), GuestError> {
     let lockout = |text: String| Err(GuestError::new(Status::Lockout, text));
-    if !info.user_pin_initialized() {
-        return Err(refuse(format!("{wanted} has no user PIN yet: initialise it with its vendor's tool")));
-    }
     if info.user_pin_locked() {
         return lockout(format!("the user PIN of {wanted} is locked: its security officer must unlock it"));
     }
