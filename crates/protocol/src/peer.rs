@@ -95,6 +95,7 @@ pub struct Request {
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[expect(clippy::large_enum_variant, reason = "questions are made and read one at a time; the common one is small")]
 pub enum Ask {
     /// Release the shard of a key for one assembly.
     #[n(0)]
