@@ -1,6 +1,6 @@
 //! A network of `mayfly dev`, one per test.
 
-use crate::programs::program;
+use crate::programs::{program, python};
 use crate::run::{Ran, run, run_reading};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -228,6 +228,22 @@ impl Agent<'_> {
         self.pkcs11_tool(&["--keygen", "--key-type", "AES:32", "--label", label, "--id", &id_of(label)]).ok();
     }
 
+    /// Imports an AES key by `pkcs11-tool`.
+    #[track_caller]
+    pub fn import_aes(&self, label: &str, key: &[u8]) {
+        let (raw, size) = (self.network.write("raw", key), format!("AES:{}", key.len()));
+        let words = ["--write-object", &raw, "--type", "secrkey", "--key-type", &size, "--label", label];
+        self.pkcs11_tool(&[&words[..], &["--id", &id_of(label), "--usage-decrypt"]].concat()).ok();
+    }
+
+    /// Imports a key for MACs by python-pkcs11 (`pkcs11-tool` 0.23 imports ciphers' keys only).
+    #[track_caller]
+    pub fn import_mac(&self, label: &str, key: &[u8]) {
+        let script = self.network.write("import.py", IMPORT_MAC.as_bytes());
+        let (python, key, id) = (python().display().to_string(), hex::encode(key), id_of(label));
+        self.tool(&python, &[&script, label, &id, &key]).ok();
+    }
+
     /// Encrypts a file by `pkcs11-tool` with AES-CBC-PAD.
     #[track_caller]
     pub fn encrypt(&self, key: &str, from: &str, to: &str) -> Ran {
@@ -265,6 +281,17 @@ impl Agent<'_> {
         self.network
     }
 }
+
+const IMPORT_MAC: &str = r#"
+import os, sys, pkcs11
+from pkcs11 import Attribute, KeyType, ObjectClass
+label, id, key = sys.argv[1], bytes.fromhex(sys.argv[2]), bytes.fromhex(sys.argv[3])
+token = pkcs11.lib(os.environ["MAYFLY_MODULE"]).get_token(token_label=os.environ["MAYFLY_TOKEN_LABEL"])
+with token.open(user_pin=os.environ["MAYFLY_USER_PIN"], rw=True) as session:
+    session.create_object({
+        Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.KEY_TYPE: KeyType.GENERIC_SECRET, Attribute.TOKEN: True,
+        Attribute.LABEL: label, Attribute.ID: id, Attribute.SIGN: True, Attribute.VERIFY: True, Attribute.VALUE: key})
+"#;
 
 /// The CKA_ID of keys that tests make: `pkcs11-tool` chooses by id where there are several.
 pub fn id_of(label: &str) -> String {

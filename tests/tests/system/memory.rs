@@ -136,27 +136,8 @@ fn the_expansion_is_that_of_the_standard() {
 fn a_known_key_is_nowhere_in_ordinary_memory() {
     let network = Network::three();
     let (aes, mac): ([u8; 32], [u8; 32]) = (random_key(), random_key());
-    for (name, key, kind, usage) in
-        [("known-aes", &aes, "AES:32", "--usage-decrypt"), ("known-mac", &mac, "GENERIC:32", "--usage-sign")]
-    {
-        let raw = network.write("raw", key);
-        network
-            .agent(1)
-            .pkcs11_tool(&[
-                "--write-object",
-                &raw,
-                "--type",
-                "secrkey",
-                "--key-type",
-                kind,
-                "--label",
-                name,
-                "--id",
-                &id_of(name),
-                usage,
-            ])
-            .ok();
-    }
+    network.agent(1).import_aes("known-aes", &aes);
+    network.agent(1).import_mac("known-mac", &mac);
     let canary = format!("canary-{}", hex::encode(&random_key()[..12]));
     network.agent(1).make_aes(&canary);
     let document = network.write("document", &[7; 5000]);

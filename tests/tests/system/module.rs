@@ -123,22 +123,9 @@ fn imported_keys_are_the_keys_that_were_given() {
     let network = Network::three();
     let agent = network.agent(1);
     let key: Vec<u8> = (1..=32).collect();
-    let (raw, document) = (network.write("raw", &key), network.write("document", &mebibyte()[..100_000]));
+    let document = network.write("document", &mebibyte()[..100_000]);
     let path = |name: &str| network.file(name).display().to_string();
-    let words = [
-        "--write-object",
-        &raw,
-        "--type",
-        "secrkey",
-        "--key-type",
-        "AES:32",
-        "--label",
-        "known",
-        "--id",
-        &id_of("known"),
-        "--usage-decrypt",
-    ];
-    agent.pkcs11_tool(&words).ok();
+    agent.import_aes("known", &key);
     let (ours, theirs) = (path("ours"), path("theirs"));
     agent.encrypt("known", &document, &ours).ok();
     let (hex, iv) = (hex::encode(&key), "000102030405060708090a0b0c0d0e0f");
@@ -164,22 +151,9 @@ fn macs_are_macs() {
     let network = Network::three();
     let agent = network.agent(1);
     let key: Vec<u8> = (101..=132).collect();
-    let (raw, message) = (network.write("raw", &key), network.write("message", b"authentic"));
+    let message = network.write("message", b"authentic");
     let mac = network.file("mac").display().to_string();
-    let words = [
-        "--write-object",
-        &raw,
-        "--type",
-        "secrkey",
-        "--key-type",
-        "GENERIC:32",
-        "--label",
-        "mac",
-        "--id",
-        &id_of("mac"),
-        "--usage-sign",
-    ];
-    agent.pkcs11_tool(&words).ok();
+    agent.import_mac("mac", &key);
     agent.pkcs11_tool(&["--sign", "--id", &id_of("mac"), "-m", "SHA256-HMAC", "-i", &message, "-o", &mac]).ok();
     let option = format!("hexkey:{}", hex::encode(&key));
     let theirs =
