@@ -8,6 +8,19 @@
 //! Must never be linked into a shared library that others load: an application's allocator is not ours. And it must call
 //! nothing that allocates or changes `errno`.
 
+/// Blocks from this size on are mapped on their own and unmapped when they are freed, bytes.
+const MAPPED_FROM_BYTES: libc::c_int = 1024 * 1024;
+
+/// Makes large blocks (Argon2id's memory, data of 64 MiB) go back to the kernel when they are freed. By itself glibc raises the bound to the
+/// largest block that was ever freed (mallopt(3), M_MMAP_THRESHOLD), and each thread's arena then keeps such a block for ever.
+pub(crate) fn give_large_blocks_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: changes a setting of the allocator; a refusal costs memory only.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
+    };
+}
+
 #[cfg(target_env = "gnu")]
 mod gnu {
     use crate::bytes::keep_stores;

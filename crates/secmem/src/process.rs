@@ -32,8 +32,8 @@ pub enum HardenError {
     Memory(#[from] Exhausted),
 }
 
-/// Makes the process unreadable to its equals and core-free, raises RLIMIT_MEMLOCK to its hard limit, and maps the first
-/// secret memory and stack. Call it first in `main`, before threads and secrets.
+/// Makes the process unreadable to its equals and core-free, raises RLIMIT_MEMLOCK to its hard limit, maps the first secret
+/// memory and stack, and makes large freed blocks go back to the kernel. Call it first in `main`, before threads and secrets.
 ///
 /// # Errors
 /// [`HardenError`]: the process must not handle secrets then.
@@ -44,6 +44,7 @@ pub fn harden_process() -> Result<Hardening, HardenError> {
     // SAFETY: `none` is valid for the call.
     checked("setrlimit(RLIMIT_CORE)", unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) })?;
     let memlock_bytes = raise_memlock()?;
+    crate::malloc::give_large_blocks_back();
     crate::arena::prepare()?;
     crate::stack::prepare()?;
     crate::stack::install_panic_hook();

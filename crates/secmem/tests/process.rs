@@ -238,3 +238,22 @@ fn slabs_change_class_under_load_and_nobody_shares_a_slot() {
         verify_free_slots_zero().unwrap();
     });
 }
+
+/// A block that was freed once must not stay: by itself glibc keeps one in each thread's arena.
+#[test]
+fn large_blocks_go_back_to_the_kernel() {
+    isolated("large_blocks_go_back_to_the_kernel", || {
+        const BLOCK_BYTES: usize = 19 * 1024 * 1024;
+        harden_process().unwrap();
+        for _ in 0..3 {
+            let threads: Vec<_> = (0..4)
+                .map(|_| std::thread::spawn(|| drop(std::hint::black_box(vec![1u8; BLOCK_BYTES]))))
+                .collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        }
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let resident_kib: usize = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(resident_kib * 1024 < BLOCK_BYTES, "{resident_kib} KiB are resident");
+    });
+}
