@@ -4,7 +4,7 @@ use crate::chip;
 use crate::error::Fault;
 use crate::identity::{low_s, no_identity};
 use crate::record::KeyFile;
-use crate::tss::{EndorsementUse, HANDLE, Hierarchy, Object, RawSigned, Session, Tpm};
+use crate::tss::{EndorsementUse, HANDLE, Hierarchy, Layer, Object, Protect, RawSigned, Session, Tpm};
 use crate::vault::{Link, TpmVault};
 use mayfly_evidence::ek::{Endorsement, cut_certificate};
 use mayfly_evidence::exchange::{
@@ -134,7 +134,7 @@ impl TpmVault {
         let endorsement = endorsement_key(link, kind, &auth)?;
         let other;
         let permission = if kind.by_policy() {
-            let policy = link.tpm.policy_session(link.srk)?;
+            let policy = link.tpm.policy_session(link.srk, Protect::Nothing)?;
             policy.endorsement(link.session, &auth).map_err(endorsement_fault)?;
             EndorsementUse::Policy(policy)
         } else {
@@ -143,10 +143,12 @@ impl TpmVault {
         };
         let (credential, seed) = (&challenge.credential, &challenge.seed);
         let opened = link.tpm.activate((key, link.session), (&endorsement, permission), credential, seed, secret);
-        opened.map_err(|error| {
-            let text =
-                format!("the credential does not open: it is for another TPM or another attestation key ({error})");
-            Fault::told(Status::Invalid, text)
+        opened.map_err(|error| match error.layer() {
+            Layer::Tpm if !error.is_warning() => {
+                let what = "the credential does not open: it is for another TPM or another attestation key";
+                Fault::told(Status::Invalid, format!("{what} ({error})"))
+            }
+            _ => error.into(),
         })
     }
 

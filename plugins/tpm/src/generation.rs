@@ -10,7 +10,7 @@ use crate::approval;
 use crate::error::Fault;
 use crate::keys::{self, Use, half_check, vault_key};
 use crate::record::{GenerationFile, Seal};
-use crate::tss::{self, Object};
+use crate::tss::{self, Object, Protect};
 use crate::vault::{Link, TpmVault};
 use mayfly_evidence::object::{check_sealed, sealed};
 use mayfly_evidence::policy::{approval_reference, approver_name, seal as seal_policy};
@@ -232,7 +232,7 @@ impl TpmVault {
             None => None,
         };
         let object = self.load(link, file, seal)?;
-        let policy = link.tpm.policy_session(link.srk)?;
+        let policy = link.tpm.policy_session(link.srk, Protect::Answer)?;
         if let Some((approver, approval)) = &approval {
             approval::satisfy(link.tpm, &policy, approver, approval, &self.header.vault_id)?;
         }
@@ -268,7 +268,7 @@ impl TpmVault {
         check_sealed(&self.policy(file), &seal.public).map_err(|error| {
             Fault::told(Status::Corrupt, format!("generation {generation}, tier {tier:?}: {error}"))
         })?;
-        let object = link.tpm.load(link.srk, link.session, &seal.public, &seal.private)?;
+        let object = link.tpm.load(link.srk, &seal.public, &seal.private)?;
         object.set_auth(&self.auth.value(Use::Sealed { generation, tier })[..])?;
         Ok(object)
     }

@@ -61,7 +61,7 @@ impl TpmVault {
 
     /// Loads a signing key, ready for use.
     pub(crate) fn load_key<'t>(&self, link: &Link<'t>, file: &KeyFile) -> Result<Object<'t>, Fault> {
-        let key = link.tpm.load(link.srk, link.session, &file.public, &file.private)?;
+        let key = link.tpm.load(link.srk, &file.public, &file.private)?;
         key.set_auth(&self.auth.value(use_of(file.role))[..])?;
         Ok(key)
     }

@@ -40,6 +40,8 @@ mod vault;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[cfg(test)]
+mod tests;
 
 pub use vault::TpmVault;
 

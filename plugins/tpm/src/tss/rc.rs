@@ -103,11 +103,15 @@ impl TpmError {
         (0x901..=0x906).contains(&self.base())
     }
 
+    /// True when the chip asks to try again, or has no room at the moment.
+    pub(crate) fn is_warning(&self) -> bool {
+        (0x900..=0x93f).contains(&self.base())
+    }
+
     fn status(&self) -> Status {
         match (self.layer(), self.base()) {
             (Layer::Tpm, base::LOCKOUT) => Status::Lockout,
-            // warnings: try later
-            (Layer::Tpm, 0x900..=0x93f) => Status::Transient,
+            (Layer::Tpm, _) if self.is_warning() => Status::Transient,
             (Layer::Tpm, base::AUTH_FAIL | base::BAD_AUTH) => Status::Auth,
             (Layer::Tpm, base::INTEGRITY) => Status::Corrupt,
             (Layer::Tpm, base::NV_SPACE) => Status::ReadOnly,
@@ -132,7 +136,7 @@ impl TpmError {
                 ": the TPM has no free slot for a session; use a resource manager (device:/dev/tpmrm0, tabrmd)"
             }
             (Layer::Tpm, base::LOCKOUT) => ": the TPM is locked out after failed authorisations",
-            (Layer::Tpm, 0x900..=0x93f) => ": the TPM asks to try again",
+            (Layer::Tpm, _) if self.is_warning() => ": the TPM asks to try again",
             (Layer::Tpm, 0x100) => ": the TPM was not started (TPM2_Startup)",
             (Layer::Tpm, 0x101) => ": the TPM is in failure mode, restart the machine",
             _ if self.rc == TCTI_IO_ERROR || self.rc == TCTI_NO_CONNECTION => {

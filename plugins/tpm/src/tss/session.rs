@@ -56,11 +56,11 @@ impl Tpm {
         Ok(Session { tpm: self, tr: self.start(key, SE_HMAC)? })
     }
 
-    /// Starts a policy session salted with `key`; what its command answers is encrypted.
-    pub(crate) fn policy_session(&self, key: &Object<'_>) -> Result<PolicySession<'_>, TpmError> {
+    /// Starts a policy session salted with `key`; `protect` is about the one command that it will authorise.
+    pub(crate) fn policy_session(&self, key: &Object<'_>, protect: Protect) -> Result<PolicySession<'_>, TpmError> {
         let session = PolicySession { tpm: self, tr: self.start(key, SE_POLICY)? };
-        // not continued: the chip frees it with the command that it authorises
-        set_flags(self, session.tr, ENCRYPT)?;
+        // not continued: the chip frees it with that command
+        set_flags(self, session.tr, protect.flags())?;
         Ok(session)
     }
 

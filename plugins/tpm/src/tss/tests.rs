@@ -45,7 +45,7 @@ fn software_and_chip_agree() {
         let (index, value) = counter(&tpm, &session);
         assert_eq!(index.public().unwrap(), Kind::Counter.written(CTR));
 
-        let policy = tpm.policy_session(&root).unwrap();
+        let policy = tpm.policy_session(&root, Protect::Answer).unwrap();
         policy.nv_equal(&index, &session, &value.to_be_bytes()).unwrap();
         policy.auth_value().unwrap();
         assert_eq!(policy.digest().unwrap(), seal(&Kind::Counter.name(CTR), value, None));
@@ -60,7 +60,7 @@ fn software_and_chip_agree() {
         let message = approval_message(registers, &digest, &vault_id, 5);
         let signature: p256::ecdsa::Signature = approver.sign(&message);
 
-        let policy = tpm.policy_session(&root).unwrap();
+        let policy = tpm.policy_session(&root, Protect::Answer).unwrap();
         policy.pcr(registers, &digest).unwrap();
         assert_eq!(policy.digest().unwrap(), Policy::new().pcr(registers, &digest).digest());
         let key = tpm.load_public(&object::verification_key(&point)).unwrap();
@@ -74,7 +74,7 @@ fn software_and_chip_agree() {
 
         // another signature is not taken
         let other: p256::ecdsa::Signature = approver.sign(b"something else");
-        let policy = tpm.policy_session(&root).unwrap();
+        let policy = tpm.policy_session(&root, Protect::Answer).unwrap();
         policy.pcr(registers, &digest).unwrap();
         let refused = policy.authorize(&key, &name, &approved, &reference, &other.to_bytes().into(), &signed);
         assert!(refused.is_err());
@@ -82,7 +82,7 @@ fn software_and_chip_agree() {
         for role in [Role::Identity, Role::Attestation] {
             let (public, private) = tpm.create(&root, &session, &signing_key(role, None), &AUTH, &[]).unwrap();
             let point = signing_point(role, &public).unwrap();
-            let loaded = tpm.load(&root, &session, &public, &private).unwrap();
+            let loaded = tpm.load(&root, &public, &private).unwrap();
             assert_eq!(loaded.public().unwrap(), (public, object::name(&signing_key(role, Some(&point))).to_vec()));
         }
     }
@@ -100,7 +100,7 @@ fn a_seal_has_no_other_door() {
     let policy_digest = seal(&Kind::Counter.name(CTR), value, None);
     let secret = [0x5a; 32];
     let (public, private) = tpm.create(&root, &session, &object::sealed(&policy_digest), &AUTH, &secret).unwrap();
-    let sealed = tpm.load(&root, &session, &public, &private).unwrap();
+    let sealed = tpm.load(&root, &public, &private).unwrap();
     sealed.set_auth(&AUTH).unwrap();
 
     session.ready(Protect::Answer).unwrap();
@@ -109,7 +109,7 @@ fn a_seal_has_no_other_door() {
     assert_eq!(refused.unwrap_err().rc & 0xfff, 0x12f, "AUTH_UNAVAILABLE");
 
     let open = |steps: &dyn Fn(&PolicySession<'_>) -> Result<(), TpmError>| {
-        let policy = tpm.policy_session(&root).unwrap();
+        let policy = tpm.policy_session(&root, Protect::Answer).unwrap();
         let mut out = [0; 32];
         steps(&policy).and_then(|()| tpm.unseal(&sealed, policy, &mut out)).map(|()| out)
     };
@@ -129,7 +129,7 @@ fn a_seal_has_no_other_door() {
 
     let mut flipped = private.clone();
     flipped[40] ^= 1;
-    assert_eq!(tpm.load(&root, &session, &public, &flipped).err().unwrap().base(), 0x9f);
+    assert_eq!(tpm.load(&root, &public, &flipped).err().unwrap().base(), 0x9f);
 }
 
 /// What a failed or forgotten call holds is given back; what others left is found and flushed.
@@ -140,8 +140,8 @@ fn three_slots_are_enough() {
     let root = tpm.create_primary(Hierarchy::Null, &[], None, &storage_root()).unwrap();
     for _ in 0..50 {
         let session = tpm.session(&root).unwrap();
-        let policy = tpm.policy_session(&root).unwrap();
-        assert!(tpm.load(&root, &session, &object::sealed(&[0; 32]), &[1; 64]).is_err());
+        let policy = tpm.policy_session(&root, Protect::Answer).unwrap();
+        assert!(tpm.load(&root, &object::sealed(&[0; 32]), &[1; 64]).is_err());
         drop((session, policy));
     }
     let (one, two) = (tpm.session(&root).unwrap(), tpm.session(&root).unwrap());
