@@ -54,15 +54,18 @@ impl Assembler {
         Self { device, ledger, fresh, peers, holder }
     }
 
-    /// Whether this device may put the key together for this use now: rules of both states, freshness.
+    /// Whether this device may put the key together for this use now: rules of both states, freshness. An operation that `began` then waits
+    /// for a round of freshness no longer than [`DEADLINE`] allows.
     ///
     /// # Errors
     /// [`KeyError`].
     #[inline]
-    pub fn permit(&self, key: &KeyId, purpose: Use) -> Result<Permit, KeyError> {
+    pub fn permit(&self, key: &KeyId, purpose: Use, began: Instant) -> Result<Permit, KeyError> {
         let view = self.ledger.view();
         let key = self.allowed(&view, key, purpose)?;
-        let clocks = self.fresh.ensure(DEADLINE).map_err(|error| self.not_fresh(&error))?;
+        let patience = || DEADLINE.saturating_sub(began.elapsed());
+        let clocks = self.fresh.clocks().or_else(|_| self.fresh.ensure(patience()));
+        let clocks = clocks.map_err(|error| self.not_fresh(&error))?;
         Ok(Permit { key, clocks, ledger_size: view.effective.size() })
     }
 
@@ -80,9 +83,9 @@ impl Assembler {
             let reason = self.peers.standing(&witness).failed?;
             Some(Missed { device: view.effective.device_name(&witness), reason: format!("(witness) {reason}") })
         });
-        KeyError::new(KeyErrorKind::NotFresh, error.to_string())
-            .devices(silent.collect())
-            .next("see that a quorum of witnesses runs and can be reached, and that clocks agree; `mayfly status` shows both")
+        KeyError::new(KeyErrorKind::NotFresh, error.to_string()).devices(silent.collect()).next(
+            "see that a quorum of witnesses runs and can be reached, and that clocks agree; `mayfly status` shows both",
+        )
     }
 
     /// Puts the key together for `uses` operations, before `began` + [`DEADLINE`].
@@ -92,7 +95,7 @@ impl Assembler {
     pub fn assemble(&self, id: &KeyId, purpose: Use, uses: u32, began: Instant) -> Result<AssembledKey, KeyError> {
         let mut tries = 0;
         loop {
-            let permit = self.permit(id, purpose)?;
+            let permit = self.permit(id, purpose, began)?;
             let mut attempt = Attempt::new(self, &permit, purpose, uses, began)?;
             match attempt.run() {
                 Ok(key) => return Ok(key),

@@ -69,9 +69,12 @@ impl Dealer {
         let view = self.ledger.view();
         let holders = self.choose(&view, &new)?;
         let mut dealt = self.deal(&view, &new, &holders, clocks)?;
+        drop(new); // key bytes that came from outside are wrapped now
         view.effective.check_deal(&dealt.key, &self.device).map_err(|e| KeyError::new(KeyErrorKind::Denied, e))?;
         dealt.key.acceptances = self.offer(&view, &dealt, began + self.accept_deadline)?;
-        self.post(dealt.key, began + self.accept_deadline)
+        let Dealt { key, shares } = dealt;
+        drop(shares); // from here on no one device has enough of them
+        self.post(key, began + self.accept_deadline)
     }
 
     /// The holders of the new key: ourselves if we are one, then those that answer best.

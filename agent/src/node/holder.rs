@@ -15,8 +15,9 @@ use super::vault::Vault;
 use mayfly_crypto::enc;
 use mayfly_crypto::envelope::Session;
 use mayfly_crypto::sign::Ed25519Secret;
+use mayfly_protocol::apply::DEADLINE_MS_MAX;
 use mayfly_protocol::deal::{self, DEADLINE_MARGIN_MS, DealRefused};
-use mayfly_protocol::freshness::NotFresh;
+use mayfly_protocol::freshness::{Freshness, NotFresh};
 use mayfly_protocol::peer::{Cause, Offer, Refused, Release, Released, Reply};
 use mayfly_protocol::record::{Acceptance, Key};
 use mayfly_protocol::rules::Denied;
@@ -27,6 +28,8 @@ use std::time::Duration;
 
 /// How long a release may wait for a round of freshness.
 const FRESH_PATIENCE: Duration = Duration::from_millis(1000);
+/// Time from a key's deletion to the erasure of its shards, milliseconds of the slower clock. Until then an administrator can have it undone.
+const DELETE_GRACE_MS: u64 = 24 * 3600 * 1000;
 /// How long a request from somebody who knows more of the ledger may wait for us to catch up.
 const CATCH_UP_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -216,6 +219,9 @@ impl Holder {
         if clocks.ledger_ms.max(clocks.local_ms) > key.deadline_ms {
             return Err(self.refused(Cause::Denied, "the offer's deadline has passed"));
         }
+        if key.deadline_ms > clocks.ledger_ms.saturating_add(DEADLINE_MS_MAX) {
+            return Err(self.refused(Cause::Denied, "the offer's deadline is too far ahead"));
+        }
         if view.member(dealer).is_none() {
             return Err(self.refused(Cause::Denied, "the dealer is not a member"));
         }
@@ -247,43 +253,41 @@ impl Holder {
 
     // --- what the ledger has decided since ----------------------------------------------------------------------------------
 
-    /// Promotes shards whose keys are effective, drops those whose deadline is past for good, erases those of deleted keys. Called after each
-    /// change of the effective state, at the start, and from time to time.
+    /// Promotes shards whose keys are effective, drops those whose deadline is past for good. Called after each change of the effective state,
+    /// at the start, and from time to time.
     pub fn sweep(&self) {
         let _one = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
         let view = self.ledger.view();
+        // A round that is not good any more says nothing about now.
+        let round = self.fresh.clocks().ok().and_then(|_| self.fresh.last());
         for label in self.shards.pending() {
-            match self.fate(&view, &label) {
+            match fate(&label, &self.device, &view.effective, &view.tip, round.as_deref(), clock::local_ms()) {
                 Fate::Wait => {}
                 Fate::Promote => self.told("promote", &label, self.shards.promote(&label.shard)),
                 Fate::Drop => self.told("drop", &label, self.shards.drop_pending(&label.shard)),
             }
         }
-        if view.effective.policy().is_some_and(|p| p.dev) {
-            for label in self.shards.active() {
-                if view.effective.keys.get(&label.key).is_some_and(|k| k.deleted) {
-                    self.told("erase", &label, self.shards.erase(&label.shard));
-                }
-            }
-        }
     }
 
-    fn fate(&self, view: &View, label: &ShardLabel) -> Fate {
-        if let Some(key) = view.effective.keys.get(&label.key) {
-            let ours = key.record.shards.iter().any(|s| s.id == label.shard && s.device == self.device);
-            return if ours && label.accepted == digest(&key.record) { Fate::Promote } else { Fate::Drop };
+    /// Erases shards of deleted keys, at once in a network for development, elsewhere [`DELETE_GRACE_MS`] after this device saw the deletion.
+    pub fn erase_deleted(&self) {
+        let view = self.ledger.view();
+        let Ok(clocks) = self.fresh.clocks() else { return };
+        let grace_ms = if view.effective.policy().is_some_and(|p| p.dev) { 0 } else { DELETE_GRACE_MS };
+        let now_ms = clocks.ledger_ms.min(clocks.local_ms);
+        let _one = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        for label in self.shards.active() {
+            if !view.effective.keys.get(&label.key).is_some_and(|k| k.deleted) {
+                continue;
+            }
+            match self.shards.doomed(&label.shard, now_ms) {
+                Ok(since_ms) if since_ms.saturating_add(grace_ms) <= now_ms => {
+                    self.told("erase", &label, self.shards.erase(&label.shard));
+                }
+                Ok(_) => {}
+                Err(error) => self.told("doom", &label, Err(error)),
+            }
         }
-        // Absent: it can still come while its deadline, the skew of clocks and what is under way allow it. Only a round of freshness that began
-        // after all that, and whose heads we have, says that it never will.
-        if self.fresh.clocks().is_err() {
-            return Fate::Wait;
-        }
-        let Some(round) = self.fresh.last() else { return Fate::Wait };
-        let skew = view.effective.policy().map_or(0, |p| p.skew_ms_max);
-        let end = label.deadline_ms.saturating_add(skew).saturating_add(DEADLINE_MARGIN_MS);
-        let is_past = round.ledger_ms.min(clock::local_ms()) > end;
-        let is_absent = round.head.size <= view.tip.size() && !view.tip.keys.contains_key(&label.key);
-        if is_past && is_absent { Fate::Drop } else { Fate::Wait }
     }
 
     fn told(&self, what: &str, label: &ShardLabel, result: Result<(), ShardError>) {
@@ -296,7 +300,7 @@ impl Holder {
 
     /// Shards in use here, and those that wait for their keys.
     pub fn counts(&self) -> (usize, usize) {
-        (self.shards.active().len(), self.shards.pending().len())
+        self.shards.counts()
     }
 
     #[cfg(test)]
@@ -310,10 +314,34 @@ impl Holder {
     }
 }
 
+/// What becomes of a pending shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Wait,
     Promote,
     Drop,
+}
+
+/// A key that is on the witnessed ledger decides at once. One that is absent can still come while its deadline, the skew of clocks and what is
+/// under way allow it: only a round of freshness *after* all that, whose heads we have, says that it never will.
+fn fate(
+    label: &ShardLabel,
+    device: &DeviceId,
+    effective: &State,
+    tip: &State,
+    round: Option<&Freshness>,
+    local_ms: u64,
+) -> Fate {
+    if let Some(key) = effective.keys.get(&label.key) {
+        let ours = key.record.shards.iter().any(|s| s.id == label.shard && s.device == *device);
+        return if ours && label.accepted == digest(&key.record) { Fate::Promote } else { Fate::Drop };
+    }
+    let Some(round) = round else { return Fate::Wait };
+    let skew = effective.policy().map_or(0, |p| p.skew_ms_max);
+    let end = label.deadline_ms.saturating_add(skew).saturating_add(DEADLINE_MARGIN_MS);
+    let is_past = round.ledger_ms.min(local_ms) > end;
+    let is_absent = round.head.size <= tip.size() && !tip.keys.contains_key(&label.key);
+    if is_past && is_absent { Fate::Drop } else { Fate::Wait }
 }
 
 /// What was accepted: the record without acceptances.
@@ -338,3 +366,6 @@ impl From<DataError> for Refused {
         Refused::new(Cause::Failed, with_cause(&error), mayfly_protocol::Head::default())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,15 +90,16 @@ impl Keyring {
     /// [`KeyError`].
     #[inline]
     pub fn obtain(&self, id: &KeyId, purpose: Use) -> Result<Arc<AssembledKey>, KeyError> {
-        let permit = self.assembler.permit(id, purpose)?;
+        let began = Instant::now();
+        let permit = self.assembler.permit(id, purpose, began)?;
         let seconds = permit.key.policy.residency.window_seconds;
         if seconds == 0 || purpose == Use::Iv {
-            return self.fly(id, purpose);
+            return self.fly(id, purpose, began);
         }
         if let Some(key) = self.windowed(id, &permit) {
             return Ok(key);
         }
-        let key = self.fly(id, purpose)?;
+        let key = self.fly(id, purpose, began)?;
         self.keep(&key, &permit, seconds);
         Ok(key)
     }
@@ -180,8 +181,7 @@ impl Keyring {
 
     // --- operations that wait together --------------------------------------------------------------------------------------
 
-    fn fly(&self, id: &KeyId, purpose: Use) -> Result<Arc<AssembledKey>, KeyError> {
-        let began = Instant::now();
+    fn fly(&self, id: &KeyId, purpose: Use, began: Instant) -> Result<Arc<AssembledKey>, KeyError> {
         let place = (*id, purpose);
         let mut flights = lock(&self.flights);
         let slot = flights.entry(place).or_default();

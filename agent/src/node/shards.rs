@@ -26,6 +26,8 @@ pub const PENDING_MAX: usize = 4096;
 
 const ACTIVE: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("active");
 const PENDING: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("pending");
+/// Shards of deleted keys, and when this device saw that, milliseconds.
+const DOOMED: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("doomed");
 
 /// Why a shard is not kept or not opened.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +153,7 @@ impl ShardStore {
 
     fn load(&self) -> Result<(), redb::Error> {
         let write = self.db.begin_write()?;
-        (write.open_table(ACTIVE)?, write.open_table(PENDING)?);
+        (write.open_table(ACTIVE)?, write.open_table(PENDING)?, write.open_table(DOOMED)?);
         write.commit()?;
         let read = self.db.begin_read()?;
         for (table, into) in [(ACTIVE, &self.active), (PENDING, &self.pending)] {
@@ -221,9 +223,35 @@ impl ShardStore {
     /// # Errors
     /// [`ShardError::Store`].
     pub fn erase(&self, shard: &ShardId) -> Result<(), ShardError> {
-        self.transact(|write| Ok(drop(write.open_table(ACTIVE)?.remove(&shard.0)?)))?;
+        self.transact(|write| {
+            write.open_table(ACTIVE)?.remove(&shard.0)?;
+            write.open_table(DOOMED)?.remove(&shard.0)?;
+            Ok(())
+        })?;
         self.active.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
         Ok(())
+    }
+
+    /// Since when the shard's key is known to be deleted; from `now_ms` on, if that is news.
+    ///
+    /// # Errors
+    /// [`ShardError::Store`].
+    pub fn doomed(&self, shard: &ShardId, now_ms: u64) -> Result<u64, ShardError> {
+        let known = || -> Result<Option<u64>, redb::Error> {
+            Ok(self.db.begin_read()?.open_table(DOOMED)?.get(&shard.0)?.map(|since| since.value()))
+        };
+        let failed = |source| ShardError::Store { path: self.path.clone(), source: Box::new(source) };
+        if let Some(since) = known().map_err(failed)? {
+            return Ok(since);
+        }
+        self.transact(|write| Ok(drop(write.open_table(DOOMED)?.insert(&shard.0, now_ms)?)))?;
+        Ok(now_ms)
+    }
+
+    /// How many shards are active and pending.
+    pub fn counts(&self) -> (usize, usize) {
+        let count = |of: &RwLock<HashMap<_, _>>| of.read().unwrap_or_else(PoisonError::into_inner).len();
+        (count(&self.active), count(&self.pending))
     }
 
     /// Opens an active shard.

@@ -21,10 +21,16 @@ use std::time::{Duration, Instant};
 const STACK_BYTES: usize = 512 * 1024;
 /// Longest time for which a thread does not look whether it is to end, if nobody rings.
 const LOOK: Duration = Duration::from_secs(1);
+/// Longest wait for threads at the end.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often an ending thread is looked at.
+const END_LOOK: Duration = Duration::from_millis(2);
 /// How often what follows the ledger is done though nothing has changed: deadlines pass.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the ledger may take to take grants.
 const POST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same at the end of the agent.
+const LAST_POST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Ends threads, and lets them sleep until then.
 #[derive(Debug, Clone)]
@@ -86,11 +92,18 @@ impl Threads {
         Ok(())
     }
 
-    /// Waits for all; one that panicked has said so.
+    /// Waits for all, not for long: one that waits for the ledger or a peer holds nothing that the end of the process does not wipe. One that
+    /// panicked has said so.
     pub fn join(&self) {
         let threads = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let deadline = Instant::now() + END_TIMEOUT;
         for thread in threads {
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(END_LOOK);
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -125,8 +138,12 @@ impl Follower {
                 Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if changed || swept.is_none_or(|at| at.elapsed() >= SWEEP_INTERVAL) {
+            let due = swept.is_none_or(|at| at.elapsed() >= SWEEP_INTERVAL);
+            if changed || due {
                 self.act();
+            }
+            if due {
+                self.holder.erase_deleted();
                 swept = Some(Instant::now());
             }
         }
@@ -165,8 +182,11 @@ impl Clerk {
             if !unposted {
                 oldest = None;
             } else if since.elapsed() >= POST_WITHIN / 3 {
-                self.post();
+                self.post(POST_TIMEOUT);
             }
+        }
+        if self.ledger.replica().status().connected {
+            self.post(LAST_POST_TIMEOUT);
         }
     }
 
@@ -174,15 +194,15 @@ impl Clerk {
         self.grants.unposted(self.ledger.view().posted_grants(&self.device))
     }
 
-    pub(super) fn post(&self) {
+    pub(super) fn post(&self, timeout: Duration) {
         let items = self.unposted();
         if items.is_empty() || self.ledger.view().member(&self.device).is_none() {
             return;
         }
-        let posted = self.records.post(&Record::Grant(Grant { items }), POST_TIMEOUT);
+        let posted = self.records.post(&Record::Grant(Grant { items }), timeout);
         match posted {
             Ok(index) => {
-                let _ = self.ledger.replica().wait_tip(|tip| tip.size() > index, POST_TIMEOUT);
+                let _ = self.ledger.replica().wait_tip(|tip| tip.size() > index, timeout);
                 if let Err(error) = self.grants.compact() {
                     tracing::warn!(error = with_cause(&error), "grants");
                 }

@@ -4,7 +4,9 @@
 
 use crate::config;
 use mayfly_crypto::sign::{Alg, PublicKey, SignError};
-use mayfly_plugin_api::{ArtifactMissing, HostConfig, Network, PathRule, PluginError, Tier, VaultPlugin, abi, find_artifact};
+use mayfly_plugin_api::{
+    ArtifactMissing, HostConfig, Network, PathRule, PluginError, Tier, VaultPlugin, abi, find_artifact,
+};
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::VaultOpening;

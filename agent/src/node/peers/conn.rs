@@ -174,6 +174,11 @@ impl Conn {
         self.late = self.late.saturating_sub(1);
     }
 
+    #[cfg(test)]
+    pub(super) fn link_for_test(&mut self) -> &mut Link {
+        &mut self.link
+    }
+
     pub(super) fn close(mut self) {
         self.link.close();
     }

@@ -5,6 +5,7 @@ use super::link::{LinkError, wait_any};
 use super::pool::Peers;
 use mayfly_crypto::envelope::Session;
 use mayfly_protocol::DeviceId;
+use mayfly_protocol::assembly::HEDGE_MIN;
 use mayfly_protocol::peer::{Ask, Cause, Refused, Reply};
 use std::time::Instant;
 
@@ -177,17 +178,16 @@ impl<'p, 'a> Exchange<'p, 'a> {
         self.peers.failed(&device, &why);
         self.lost.push((device, why));
     }
-
-    /// Nobody waits for this device's answer alone any more: it is not asked first until it has answered something.
-    pub fn late(&self, device: &DeviceId) {
-        self.peers.failed(device, &LinkError::Late.to_string());
-    }
 }
 
 impl Drop for Exchange<'_, '_> {
     fn drop(&mut self) {
         for asked in self.asked.drain(..) {
             let Some(mut conn) = asked.conn else { continue };
+            // Slower than it usually is: it is not asked first until it has answered something.
+            if asked.began.elapsed() > HEDGE_MIN + self.peers.usual(&conn.device()) {
+                self.peers.failed(&conn.device(), &LinkError::Late.to_string());
+            }
             if asked.id.is_some() {
                 conn.give_up();
             }

@@ -161,6 +161,11 @@ impl Peers {
         self.peer(device).answered(took);
     }
 
+    /// How long a device usually takes at most.
+    pub(super) fn usual(&self, device: &DeviceId) -> Duration {
+        Duration::from_micros(self.peer(device).usual_us.load(Ordering::Relaxed))
+    }
+
     pub(super) fn failed(&self, device: &DeviceId, why: &str) {
         self.peer(device).failed(why);
     }

@@ -88,7 +88,8 @@ fn policy_assemblers_and_validity_are_judged_by_holders_too() {
     let reply = ask_one(net.node(1), net.devices()[2], ask.clone());
     assert!(matches!(&reply, peers_test::Reply::Refused(r) if r.text.contains("not an assembler")), "{reply:?}");
     // Nor does it help to speak for another.
-    let reply = ask_one(net.node(1), net.devices()[2], mayfly_protocol::peer::Release { requester: net.devices()[0], ..ask });
+    let reply =
+        ask_one(net.node(1), net.devices()[2], mayfly_protocol::peer::Release { requester: net.devices()[0], ..ask });
     assert!(matches!(&reply, peers_test::Reply::Refused(r) if r.text.contains("another requester")), "{reply:?}");
 
     let soon = net::now_ms() + 3_000;
@@ -222,8 +223,9 @@ fn a_lying_holder_is_named_and_another_one_asked() {
     let node = net.node(0);
     let mut seen = false;
     for _ in 0..20 {
-        let (bytes, liars) =
-            node.with_key(&key, Use::Encrypt, |k| (mayfly_crypto::enc::sha256(k.bytes()), k.report().liars.clone())).unwrap();
+        let (bytes, liars) = node
+            .with_key(&key, Use::Encrypt, |k| (mayfly_crypto::enc::sha256(k.bytes()), k.report().liars.clone()))
+            .unwrap();
         assert_eq!(bytes, good);
         assert!(liars.iter().all(|l| *l == name(1)));
         seen |= !liars.is_empty();
@@ -286,7 +288,7 @@ fn grants_are_posted_and_cover_every_release() {
         records: holder.records.clone(),
     };
     assert_eq!(holder.holdings().unposted_grants, 2, "64 uses, then 256");
-    clerk.post();
+    clerk.post(PATIENCE);
     assert_eq!(holder.holdings().unposted_grants, 0);
     let posted = holder.replica().tip().grants[&holder.device()];
     assert_eq!(posted, 2);

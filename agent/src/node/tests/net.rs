@@ -69,12 +69,10 @@ impl Drop for Net {
 impl Net {
     /// A network of `n` members that are holders and witnesses, with one token, ready for keys.
     pub fn up(n: usize) -> Net {
-        Net::with_policy(n, NetworkPolicy {
-            head_age_ms_max: 60_000,
-            skew_ms_max: 2_000,
-            members_join_unapproved: false,
-            dev: true,
-        })
+        Net::with_policy(
+            n,
+            NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 2_000, members_join_unapproved: false, dev: true },
+        )
     }
 
     pub fn with_policy(n: usize, policy: NetworkPolicy) -> Net {
@@ -141,7 +139,13 @@ impl Net {
     pub fn wait_ready(&self) {
         let running = self.nodes.iter().flatten().count();
         for node in self.nodes.iter().flatten() {
-            assert!(node.wait_until_ready(PATIENCE), "{:?} {:?} {:?}", node.phase(), node.freshness(), node.replica().status());
+            assert!(
+                node.wait_until_ready(PATIENCE),
+                "{:?} {:?} {:?}",
+                node.phase(),
+                node.freshness(),
+                node.replica().status()
+            );
             let all = |state: &State| state.witnesses().len() >= running && state.tokens.contains_key(&TOKEN);
             node.replica().wait_effective(all, PATIENCE).unwrap();
         }
