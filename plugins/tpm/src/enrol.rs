@@ -136,7 +136,7 @@ fn make_root<'t>(
     if expected.is_some_and(|expected| name != expected) {
         return Err(lost("its storage root key is gone, and the chip makes another one"));
     }
-    Ok(tpm.make_persistent(&root, &session, owner_auth, handle).map_err(owner)?)
+    tpm.make_persistent(&root, &session, owner_auth, handle).map_err(owner)
 }
 
 /// A refused owner's auth value is a matter of configuration.
