@@ -187,8 +187,8 @@ fn stretch(passphrase: &[u8], salt: &[u8], memory_kib: u32, passes: u32) -> Resu
     memory.resize(params.block_count(), Block::new());
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
     let stretched = Secret::try_new_with(|out: &mut [u8; 32]| {
-        on_secret_stack(|| argon2.hash_password_into_with_memory(passphrase, salt, out, &mut memory))
-            .map_err(|_| cost())
+        let hash = || argon2.hash_password_into_with_memory(passphrase, salt, out, &mut memory).is_ok();
+        if on_secret_stack(hash) { Ok(()) } else { Err(cost()) }
     });
     memory.iter_mut().for_each(zeroize::Zeroize::zeroize);
     stretched

@@ -27,7 +27,10 @@ fn people(status: &Value) -> String {
     let fresh = match (part("fresh"), part("freshness_age_ms").as_u64()) {
         (Value::Bool(true), Some(age)) => format!("yes, {:.1} s ago", age as f64 / 1000.0),
         (Value::Bool(true), None) => "yes".into(),
-        _ => "NO: nothing is released until enough witnesses answer".into(),
+        _ => {
+            let reason = part("fresh_reason").as_str().unwrap_or("too few witnesses answer");
+            format!("NO, nothing is released: {reason}")
+        }
     };
     let connected =
         if ledger.get("connected") == Some(&Value::Bool(true)) { "connected to" } else { "NOT connected; last" };
@@ -93,13 +96,13 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong() {
-        let status = json!({"device": "agent-1", "membership": "member", "roles": ["holder"], "fresh": false,
+        let status = json!({"device": "agent-1", "membership": "member", "roles": ["holder"], "fresh": false, "fresh_reason": "1 of 2 answered",
             "ledger": {"connected": false, "gateway": "g:1", "size": 9, "effective_size": 8, "alarm": "the ledger has forked"},
             "vault": {"kind": "file", "generation": 1, "software_only": true}, "warnings": ["clock differs"],
             "peers": [{"device": "agent-2", "address": "a:1", "connected": false, "reason": "refused"}]});
         let text = people(&status);
         for part in [
-            "NO: nothing is released",
+            "NO, nothing is released: 1 of 2",
             "NOT connected",
             "software only",
             "ALARM: the ledger has forked",

@@ -1,8 +1,8 @@
 //! What happens when parts of the network die, hang, lie or are taken away.
 
-use mayfly_tests::{Network, id_of, python};
+use mayfly_tests::{Agent, Network, id_of, python};
 use redb::ReadableTable;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -99,24 +99,7 @@ fn a_crash_while_a_key_is_made_leaves_no_half_key() {
         let label = format!("crash-{round}");
         let agent = network.agent(1);
         let pid = network.pid("agent-1");
-        let mut keygen = Command::new("pkcs11-tool")
-            .args(["--module", agent.get("MAYFLY_MODULE"), "--token-label", agent.get("MAYFLY_TOKEN_LABEL"), "--login"])
-            .args([
-                "--pin",
-                agent.get("MAYFLY_USER_PIN"),
-                "--keygen",
-                "--key-type",
-                "AES:32",
-                "--label",
-                &label,
-                "--id",
-                &id_of(&label),
-            ])
-            .env("MAYFLY_SOCKET", agent.get("MAYFLY_SOCKET"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut keygen = start_keygen(&agent, &label);
         sleep(Duration::from_millis(30 + millis));
         let killed = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         rustix::process::kill_process(killed, rustix::process::Signal::KILL).unwrap();
@@ -134,6 +117,36 @@ fn a_crash_while_a_key_is_made_leaves_no_half_key() {
     // And the network makes keys as before.
     network.agent(1).make_aes("after");
     network.agent(1).encrypt("after", &document, &out).ok();
+}
+
+#[test]
+fn after_the_deadline_no_orphan_shard_is_left() {
+    let network = Network::three();
+    // Keys of agent-1 have little time, so that the test need not wait long.
+    let config = network.dir().join("agent-1/agent.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("[danger]\n", "[danger]\naccept_deadline_ms = 2000\n")).unwrap();
+    let pending = |number: u8| {
+        let status = network.agent(number).mayfly(&["status", "--json"]).ok().json();
+        status["holdings"]["pending_shards"].as_u64().unwrap()
+    };
+    // Until a crash has left a shard behind.
+    let left = (0..40_u64).any(|round| {
+        network.dev("kill", "agent-1");
+        network.dev("start", "agent-1");
+        let mut keygen = start_keygen(&network.agent(1), "orphan");
+        sleep(Duration::from_millis(40 + 4 * round));
+        network.dev("kill", "agent-1");
+        let _ = keygen.wait();
+        network.dev_start_only("agent-1");
+        pending(2) + pending(3) > 0
+    });
+    assert!(left, "no crash left a pending shard: the test shows nothing");
+    let deadline = Instant::now() + Duration::from_secs(45);
+    while pending(2) + pending(3) > 0 {
+        assert!(Instant::now() < deadline, "orphans: {} and {}", pending(2), pending(3));
+        sleep(Duration::from_millis(250));
+    }
 }
 
 #[test]
@@ -209,6 +222,19 @@ fn a_flipped_bit_in_a_stored_shard_is_found_and_its_holder_named() {
     assert!(network.agent(3).mayfly(&["status"]).is_ok());
     network.dev("start", "agent-2");
     agent.encrypt("k", &document, &out).ok();
+}
+
+/// Starts to make an AES key, by an application that may be left alone with it.
+fn start_keygen(agent: &Agent<'_>, label: &str) -> Child {
+    Command::new("pkcs11-tool")
+        .args(["--module", agent.get("MAYFLY_MODULE"), "--token-label", agent.get("MAYFLY_TOKEN_LABEL"), "--login"])
+        .args(["--pin", agent.get("MAYFLY_USER_PIN"), "--keygen", "--key-type", "AES:32", "--label", label])
+        .args(["--id", &id_of(label)])
+        .env("MAYFLY_SOCKET", agent.get("MAYFLY_SOCKET"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// Flips one bit in each sealed shard of a store (`docs/formats/shard-store.md`); how many.

@@ -94,7 +94,7 @@ impl Up {
         let dir = super::folder(&self.dir)?;
         let started = Instant::now();
         let mut site = Site::new(&dir, self.watch_pid)?;
-        if let Err(error) = self.make(&mut site, out) {
+        if let Err(error) = self.make(&mut site) {
             down::end(&site.book).context("the network did not come up, and could not be ended")?;
             return Err(error.context(format!("the network did not come up; its logs are in {}", dir.display())));
         }
@@ -117,9 +117,9 @@ impl Up {
         not_yet(self.vault_open != "boot", "a vault that is opened again and again")
     }
 
-    fn make(&self, site: &mut Site, out: &Announcer) -> Result<()> {
+    fn make(&self, site: &mut Site) -> Result<()> {
         let gateway = address::choose()?;
-        let step = Steps::new(out);
+        let step = Steps::new();
         init::make(&site.dir, &Plan::development(gateway))?;
         site.start_gateway(gateway)?;
         step.done("gateway");
@@ -139,7 +139,7 @@ impl Up {
             device::set_roles(&mut administrator, &agent_name(number), &[DeviceRole::Holder, DeviceRole::Witness])?;
         }
         step.done("approved");
-        self.finish(site)?;
+        self.finish(site, &step)?;
         step.done("ready");
         Ok(())
     }
@@ -169,11 +169,13 @@ impl Up {
     }
 
     /// PINs, environment files, and the wait until every agent works.
-    fn finish(&self, site: &Site) -> Result<()> {
+    fn finish(&self, site: &Site, step: &Steps) -> Result<()> {
         let (so_pin, user_pin) = (random_pin(8)?, random_pin(6)?);
         let secret = |pin: &str| SecretBytes::new_with(pin.len(), |slot| slot.copy_from_slice(pin.as_bytes()));
         wait_until_fresh(&site.socket(1))?;
+        step.done("fresh");
         token::set_first_pins(&site.socket(1), TOKEN_LABEL, &secret(&so_pin)?, &secret(&user_pin)?)?;
+        step.done("PINs");
         let module = find_artifact("libmayfly_pkcs11.so")?;
         for number in 1..=self.agents {
             let socket = site.socket(number);
@@ -358,8 +360,7 @@ struct Steps {
 }
 
 impl Steps {
-    fn new(out: &Announcer) -> Self {
-        let _ = out;
+    fn new() -> Self {
         Self { started: Instant::now(), shown: std::env::var_os("MAYFLY_DEV_TIMES").is_some() }
     }
 
