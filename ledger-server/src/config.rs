@@ -58,7 +58,7 @@ pub struct BackendConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Connections at once. Each takes about 20 KiB, and up to 0.8 MiB while it is slow.
+    /// Connections at once. Each takes about 120 KiB (measured), up to 0.8 MiB while it is slow.
     pub connections: usize,
     /// Submissions that one client may make a second, on average; 0: no bound.
     pub submissions_per_second: u32,
