@@ -113,6 +113,11 @@ impl<'a> Caller<'a> {
         self.attached.application()
     }
 
+    /// Forgets what was looked up: nobody shall keep an old state of the ledger alive while he sleeps.
+    pub fn rest(&mut self) {
+        self.newest = None;
+    }
+
     /// Its hold on the application.
     pub fn attached(&self) -> &Attached {
         &self.attached
@@ -167,24 +172,46 @@ impl<'a> Caller<'a> {
     /// # Errors
     /// CKR_OBJECT_HANDLE_INVALID.
     pub fn seen<'g>(&self, glance: &'g Glance, handle: u64) -> Done<View<'g>> {
-        let view = self.object(glance, handle).filter(|view| self.may_look(glance, view).is_ok());
+        let view = self.object(glance, handle).filter(|view| self.sees_object(glance, view));
         view.ok_or_else(|| Fail::new(CKR_OBJECT_HANDLE_INVALID, "there is no such object"))
     }
 
-    /// Whether the user may see an object: private ones when logged in, keys when their policy names him.
+    /// Whether the user sees an object: private ones when logged in, keys when their policy names him.
+    pub fn sees_object(&self, glance: &Glance, view: &View<'_>) -> bool {
+        let is_allowed = match view {
+            View::Key(key) => self.principal.may_use(&key.record.policy.allow, &glance.device_name),
+            _ => true,
+        };
+        is_allowed && (glance.login == Some(LoginUser::User) || !view.is_private())
+    }
+
+    /// The same, with the reason.
     ///
     /// # Errors
     /// CKR_KEY_FUNCTION_NOT_PERMITTED, CKR_USER_NOT_LOGGED_IN.
     pub fn may_look(&self, glance: &Glance, view: &View<'_>) -> Done<()> {
-        if let View::Key(key) = view
-            && !self.principal.may_use(&key.record.policy.allow, &glance.device_name)
-        {
-            let user = self.principal.name();
-            let reason = format!("the key's policy does not let user {user} use it on device {}", glance.device_name);
-            return Err(Fail::ruled(CKR_KEY_FUNCTION_NOT_PERMITTED, "allow", reason)
-                .next("an administrator of the key adds the user to its list (mayfly key create --allow)"));
-        }
+        self.may_use_on(view, &glance.device_name)?;
         if view.is_private() { glance.need_user() } else { Ok(()) }
+    }
+
+    /// Whether a key's policy lets the user in on this device.
+    ///
+    /// # Errors
+    /// CKR_KEY_FUNCTION_NOT_PERMITTED.
+    pub fn may_use(&self, view: &View<'_>) -> Done<()> {
+        self.may_use_on(view, &self.app.keys.state().device_name(&self.app.keys.device()))
+    }
+
+    fn may_use_on(&self, view: &View<'_>, device: &str) -> Done<()> {
+        match view {
+            View::Key(key) if !self.principal.may_use(&key.record.policy.allow, device) => {
+                let reason =
+                    format!("the key's policy does not let user {} use it on device {device}", self.principal.name());
+                Err(Fail::ruled(CKR_KEY_FUNCTION_NOT_PERMITTED, "allow", reason)
+                    .next("who may use a key is set when it is made (mayfly key create --allow)"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The key that a handle names, for a use of it.

@@ -55,6 +55,14 @@ impl<'a> Client<'a> {
         self.peer.uid
     }
 
+    /// The client has been idle for a while.
+    pub fn rest(&mut self) {
+        if let Some(caller) = &mut self.caller {
+            caller.rest();
+        }
+        self.follow.let_loose();
+    }
+
     /// Serves one request. Never panics on what it says.
     pub fn serve(&mut self, envelope: Envelope<'_>, request: &Request<'_>) -> (Done<Reply>, Head) {
         self.io.settle(data_of(request).into_iter().flatten());

@@ -8,6 +8,7 @@ use mayfly_protocol::state::KeyState;
 use mayfly_wire::{IvMode, ObjectRef, request};
 use serde::Serialize;
 
+use super::applications::LoginUser;
 use super::caller::{Caller, Glance};
 use super::ck::*;
 use super::fail::{Done, Fail};
@@ -70,7 +71,11 @@ pub fn make(caller: &Caller<'_>, glance: Option<&Glance>, io: &mut Io, ask: &req
     let key = match (ask.key, glance) {
         (ObjectRef::Handle(handle), Some(glance)) => by_handle(caller, glance, handle)?,
         (ObjectRef::Handle(_), None) => return Err(Fail::new(CKR_KEY_HANDLE_INVALID, "there is no such key")),
-        (ObjectRef::Name(name), _) => names::key(caller, &state, name, glance.map(|glance| glance.token))?,
+        (ObjectRef::Name(name), _) => {
+            let key = names::key(caller, &state, name, glance.map(|glance| glance.token))?;
+            may_use_by_name(caller, &key)?;
+            key
+        }
     };
     let mode = allowed_mode(&key, ask)?;
     let queried = start.elapsed();
@@ -91,6 +96,20 @@ pub fn make(caller: &Caller<'_>, glance: Option<&Glance>, io: &mut Io, ask: &req
         String::new()
     };
     Ok(Reply::Iv { iv: out, explanation })
+}
+
+/// A key that is named, not found in a session: its policy must let the user in, and a private one wants a login, from which managers of
+/// the agent are free: the command line has none.
+fn may_use_by_name(caller: &Caller<'_>, key: &KeyState) -> Done<()> {
+    let view = View::Key(key);
+    let mut allow = caller.may_use(&view);
+    if allow.is_ok() && view.is_private() && !caller.principal.manages() {
+        let login = caller.application().login(&key.record.token);
+        if login != Some(LoginUser::User) {
+            allow = Err(Fail::ruled(CKR_USER_NOT_LOGGED_IN, "login", "the key is private: log in to its token first"));
+        }
+    }
+    allow
 }
 
 fn by_handle(caller: &Caller<'_>, glance: &Glance, handle: u64) -> Done<KeyState> {

@@ -21,7 +21,7 @@ pub trait Keys: Send + Sync {
     fn state(&self) -> Arc<State>;
     /// This device.
     fn device(&self) -> DeviceId;
-    /// Lends the assembled key to `work`, once, on the secret stack.
+    /// Lends the assembled key to `work`, once, on the caller's stack: see [`Node::with_key`].
     ///
     /// # Errors
     /// [`KeyError`]; `work` was not called then.

@@ -52,7 +52,7 @@ pub mod why;
 pub use server::serve;
 pub use settings::Settings;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use mayfly_secmem::{RandomError, Secret};
 
@@ -67,7 +67,7 @@ pub struct App {
     /// What lies in the tokens.
     pub catalogues: objects::catalogue::Catalogues,
     /// Wrong PINs.
-    pub throttle: Mutex<throttle::Throttle>,
+    pub throttle: throttle::Gate,
     /// Last refusals.
     pub why: why::Why,
     /// What applications are told of mechanisms.
@@ -97,7 +97,7 @@ impl App {
             settings,
             applications: Arc::new(applications::Applications::new(ticket::Tickets::new(ticket_key)?)),
             catalogues: objects::catalogue::Catalogues::default(),
-            throttle: Mutex::default(),
+            throttle: throttle::Gate::default(),
             why: why::Why::default(),
             mechanisms: mechanisms::list().into(),
             uid: rustix::process::getuid().as_raw(),

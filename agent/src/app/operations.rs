@@ -96,7 +96,7 @@ impl Material {
         }
     }
 
-    /// Lends the key to `work`, on the secret stack if there is anything secret.
+    /// Lends the key to `work`. The engine goes to the secret stack itself, and flattens what leaves it.
     ///
     /// # Errors
     /// What `work` says; why the key is not there.
@@ -104,8 +104,7 @@ impl Material {
         match self {
             Self::Public { key_type, point } => Ok(work(&public_key(*key_type, point))?),
             Self::Session { bytes, key_type } => {
-                let done = mayfly_secmem::try_on_secret_stack(|| work(&secret_key(*key_type, bytes.expose())));
-                Ok(done.map_err(engine::Error::from)??)
+                Ok(work(&secret_key(*key_type, bytes.expose()))?)
             }
             Self::Ledger { id, key_type, purpose, .. } => {
                 let mut done = None;

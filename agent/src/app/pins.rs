@@ -79,8 +79,8 @@ fn with_tag(verifier: &PinVerifier, pin: &[u8], then: impl FnOnce(&[u8; 32])) ->
             "the token's PIN verifier is too costly for this device",
         ));
     }
-    let unusable = |_| Fail::ruled(CKR_DEVICE_ERROR, "pin-verifier", "the token's PIN verifier cannot be used");
-    let params = Params::new(verifier.memory_kib, verifier.passes, 1, Some(32)).map_err(unusable)?;
+    let unusable = || Fail::ruled(CKR_DEVICE_ERROR, "pin-verifier", "the token's PIN verifier cannot be used");
+    let params = Params::new(verifier.memory_kib, verifier.passes, 1, Some(32)).map_err(|_| unusable())?;
     let _turn = Turn::take();
     let mut memory: Vec<Block> = Vec::new();
     let blocks = params.block_count();
@@ -89,13 +89,16 @@ fn with_tag(verifier: &PinVerifier, pin: &[u8], then: impl FnOnce(&[u8; 32])) ->
         .map_err(|_| Fail::new(CKR_DEVICE_MEMORY, "no memory to check a PIN").retry(500))?;
     memory.resize(blocks, Block::new());
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    let outcome = mayfly_secmem::on_secret_stack(|| {
+    let is_made = mayfly_secmem::on_secret_stack(|| {
         let mut tag = [0; 32];
-        let outcome = argon2.hash_password_into_with_memory(pin, &verifier.salt, &mut tag, &mut memory);
-        outcome.map(|()| then(&tag))
+        let is_made = argon2.hash_password_into_with_memory(pin, &verifier.salt, &mut tag, &mut memory).is_ok();
+        if is_made {
+            then(&tag);
+        }
+        is_made
     });
     memory.iter_mut().for_each(Zeroize::zeroize);
-    outcome.map_err(unusable)
+    if is_made { Ok(()) } else { Err(unusable()) }
 }
 
 /// One of [`CHECKS_AT_ONCE`] places.

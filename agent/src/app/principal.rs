@@ -41,8 +41,8 @@ pub enum PeerError {
     /// The process is outside our PID namespace, so that it cannot be told from others of its user.
     #[error("the process is in another PID namespace; run the agent in the host's")]
     Namespace,
-    /// The process ended, or changed its user, while we looked.
-    #[error("process {0} ended or changed its user while it connected")]
+    /// The process ended while we looked, or its `/proc` folder cannot be read.
+    #[error("process {0} cannot be looked at: it has ended, or /proc hides it (mount option hidepid, ProtectProc=)")]
     Gone(i32),
 }
 

@@ -29,6 +29,8 @@ pub const SECRET_FRAME_BYTES: usize = 4096;
 pub const SPILL_KEPT_BYTES_MAX: usize = 64 << 10;
 /// Stack of a connection's thread, bytes: operations call holders from it.
 const STACK_BYTES: usize = 512 << 10;
+/// Descriptors that the agent needs beside those of connections: peers, files, shared buffers.
+const DESCRIPTORS_ELSE: usize = 4096;
 /// How often the accepting thread looks whether it shall end.
 const ACCEPT_POLL: Duration = Duration::from_millis(200);
 /// How long connections get to end when the agent does.
@@ -58,8 +60,20 @@ impl Default for Patience {
 /// # Errors
 /// The listener fails, or there is no secret memory to begin with.
 pub fn serve(node: Arc<Node>, listener: UnixListener, settings: Settings, shutdown: Shutdown) -> io::Result<()> {
+    raise_descriptor_limit(settings.connections.all_max);
     let app = App::new(node, settings, None).map_err(io::Error::other)?;
     serve_app(Arc::new(app), &listener, Patience::default(), &shutdown)
+}
+
+/// Lets the process have a descriptor for each connection, as far as it may; then fewer are accepted at the same time.
+fn raise_descriptor_limit(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = (connections + DESCRIPTORS_ELSE) as u64;
+    let possible = now.maximum.map_or(wanted, |most| wanted.min(most));
+    if now.current.is_some_and(|current| current < possible) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(possible), maximum: now.maximum });
+    }
 }
 
 /// [`serve`] over any node.
@@ -149,10 +163,20 @@ pub fn converse(app: &App, peer: Peer, stream: &UnixStream, patience: Patience) 
     let mut first = SecretBytes::new_with(SECRET_FRAME_BYTES, |_| ()).map_err(no_memory)?;
     let (mut spill, mut frame) = (Vec::new(), FrameBuf::default());
     let mut client = Client::new(app, peer);
-    let mut reader = Timed { stream, patience, began: None, hello_by: Some(Instant::now() + patience.hello) };
+    let hello_by = Some(Instant::now() + patience.hello);
+    let mut reader = Timed { stream, patience, began: None, hello_by, is_resting: false };
     loop {
         reader.began = None;
-        let Some(request) = read_request(&mut reader, first.expose_mut(), &mut spill)? else { return Ok(()) };
+        let request = match read_request(&mut reader, first.expose_mut(), &mut spill) {
+            Err(FrameError::Io(error)) if reader.is_idle(&error) => {
+                client.rest();
+                reader.is_resting = true;
+                continue;
+            }
+            other => other?,
+        };
+        let Some(request) = request else { return Ok(()) };
+        reader.is_resting = false;
         let header = request.header;
         let length = HEADER_BYTES + header.length as usize;
         let envelope = Envelope {
@@ -210,9 +234,16 @@ struct Timed<'s> {
     patience: Patience,
     began: Option<Instant>,
     hello_by: Option<Instant>,
+    /// It was told already that nothing comes.
+    is_resting: bool,
 }
 
 impl Timed<'_> {
+    /// Whether an error of reading only means that nothing has come for a while, between two frames.
+    fn is_idle(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::WouldBlock && self.began.is_none()
+    }
+
     fn check(&self) -> io::Result<()> {
         let now = Instant::now();
         let is_late = self.began.is_some_and(|began| now.duration_since(began) > self.patience.frame)
@@ -229,7 +260,12 @@ impl Read for Timed<'_> {
         loop {
             let mut stream = self.stream;
             match stream.read(memory) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.check()?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.check()?;
+                    if self.began.is_none() && !self.is_resting {
+                        return Err(error);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(count) => {
                     self.began.get_or_insert_with(Instant::now);

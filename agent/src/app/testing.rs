@@ -200,7 +200,7 @@ impl Keys for TestNet {
                 derived: vec![],
             },
         };
-        mayfly_secmem::on_secret_stack(|| work(&assembled));
+        work(&assembled);
         Ok(())
     }
 

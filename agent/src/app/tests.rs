@@ -595,7 +595,7 @@ fn too_few_holders_is_a_device_error_and_mayfly_why_names_who_was_missing() {
     assert_eq!((newest["rule"].as_str(), newest["devices"][0]["device"].as_str()), (Some("holders"), Some("agent-2")));
     let status = tool.manage(serde_json::json!({ "command": "status" })).unwrap();
     let warnings = status["warnings"].to_string();
-    assert!(warnings.contains("too few holders are connected to use: k"), "{warnings}");
+    assert!(warnings.contains("too few holders can be reached to use: k"), "{warnings}");
     served.net.live.store(3, Ordering::Relaxed);
     tool.operate(Kind::Encrypt, key, gcm(&[1; 12], b""), b"x").unwrap();
 }

@@ -1,10 +1,10 @@
 //! Wrong PINs cost time, and only the one who gives them.
 //!
-//! Per user of this host, token and PIN: the first few wrong PINs are free, then each attempt waits, twice as long as the one before, up
-//! to a bound. Waiting attempts queue; a queue that would take too long is refused at once. Others' attempts are not touched. Time is
-//! a parameter; the caller sleeps.
+//! Per user of this host, token and PIN: one PIN is looked at at a time, the first few wrong ones are free, then each attempt waits, twice as
+//! long as the one before, up to a bound. Others' attempts are not touched. Time is a parameter; the caller waits ([`Gate`]).
 
 use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::TokenId;
@@ -15,11 +15,11 @@ pub const FREE_ATTEMPTS: u32 = 3;
 pub const DELAY_FIRST: Duration = Duration::from_millis(500);
 /// The longest delay between two attempts.
 pub const DELAY_MAX: Duration = Duration::from_secs(16);
-/// An attempt that would wait longer than this behind others is refused.
+/// An attempt that has waited so long, behind others or for its delay, is refused.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
 /// Wrong PINs are forgotten after so long without an attempt.
 pub const FORGET_AFTER: Duration = Duration::from_secs(900);
-/// Records that are kept; beyond, the oldest is forgotten.
+/// Records that are kept; beyond, the oldest that nobody waits for is forgotten.
 pub const RECORDS_MAX: usize = 4096;
 
 /// Whose attempts on which PIN.
@@ -33,11 +33,13 @@ pub struct Attempt {
     pub security_officer: bool,
 }
 
-/// Too many attempts are waiting already.
+/// Not now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooMany {
-    /// When to try again.
-    pub retry: Duration,
+pub enum Wait {
+    /// The user's earlier wrong PINs want this pause.
+    For(Duration),
+    /// Another PIN of the same user is being looked at.
+    ForAnother,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,7 @@ struct Record {
     wrong: u32,
     free_at: Instant,
     last: Instant,
+    is_busy: bool,
 }
 
 /// All attempts.
@@ -54,35 +57,43 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Admits an attempt at `now`: how long to wait before the PIN is looked at.
+    /// Lets one attempt begin at `now`. It ends with [`wrong`](Self::wrong), [`right`](Self::right) or [`undone`](Self::undone).
     ///
     /// # Errors
-    /// [`TooMany`].
-    pub fn admit(&mut self, now: Instant, attempt: Attempt) -> Result<Duration, TooMany> {
-        let Some(record) = self.records.get_mut(&attempt) else { return Ok(Duration::ZERO) };
-        let start = record.free_at.max(now);
-        let wait = start - now;
-        if wait > WAIT_MAX {
-            return Err(TooMany { retry: wait });
+    /// How to wait before asking again.
+    pub fn begin(&mut self, now: Instant, attempt: Attempt) -> Result<(), Wait> {
+        self.forget(now);
+        let fresh = Record { wrong: 0, free_at: now, last: now, is_busy: false };
+        let record = self.records.entry(attempt).or_insert(fresh);
+        if record.is_busy {
+            return Err(Wait::ForAnother);
         }
-        // Taken before the outcome is known, so that attempts in parallel gain nothing.
-        record.free_at = start + delay(record.wrong);
-        record.last = start;
-        Ok(wait)
+        if record.free_at > now {
+            return Err(Wait::For(record.free_at - now));
+        }
+        (record.is_busy, record.last) = (true, now);
+        Ok(())
     }
 
     /// The PIN was wrong.
     pub fn wrong(&mut self, now: Instant, attempt: Attempt) {
-        self.forget(now);
-        let record = self.records.entry(attempt).or_insert(Record { wrong: 0, free_at: now, last: now });
-        record.wrong = record.wrong.saturating_add(1);
-        record.free_at = record.free_at.max(now + delay(record.wrong));
-        record.last = now;
+        if let Some(record) = self.records.get_mut(&attempt) {
+            record.wrong = record.wrong.saturating_add(1);
+            record.free_at = now + delay(record.wrong);
+            (record.is_busy, record.last) = (false, now);
+        }
     }
 
     /// The PIN was right.
     pub fn right(&mut self, attempt: Attempt) {
         self.records.remove(&attempt);
+    }
+
+    /// It was not found out whether the PIN was right.
+    pub fn undone(&mut self, attempt: Attempt) {
+        if let Some(record) = self.records.get_mut(&attempt) {
+            record.is_busy = false;
+        }
     }
 
     /// Wrong PINs since the last right one.
@@ -94,10 +105,10 @@ impl Throttle {
         if self.records.len() < RECORDS_MAX {
             return;
         }
-        self.records.retain(|_, record| record.last.max(record.free_at) + FORGET_AFTER > now);
+        self.records.retain(|_, record| record.is_busy || record.last.max(record.free_at) + FORGET_AFTER > now);
         while self.records.len() >= RECORDS_MAX {
-            let oldest = self.records.iter().min_by_key(|(_, record)| record.last).map(|(attempt, _)| *attempt);
-            let Some(oldest) = oldest else { return };
+            let idle = self.records.iter().filter(|(_, record)| !record.is_busy);
+            let Some(oldest) = idle.min_by_key(|(_, record)| record.last).map(|(attempt, _)| *attempt) else { return };
             self.records.remove(&oldest);
         }
     }
@@ -110,11 +121,86 @@ fn delay(wrong: u32) -> Duration {
     }
 }
 
+/// The throttle, and where its users wait.
+#[derive(Debug, Default)]
+pub struct Gate {
+    throttle: Mutex<Throttle>,
+    ended: Condvar,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, Throttle> {
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for an attempt's turn, runs `check` (is the PIN right?) and notes its outcome.
+    ///
+    /// # Errors
+    /// `Err(None)`: [`WAIT_MAX`] has passed; `Err(Some)`: what `check` says.
+    pub fn attempt<E>(&self, attempt: Attempt, check: impl FnOnce() -> Result<bool, E>) -> Result<bool, Option<E>> {
+        self.wait_for_turn(attempt, Instant::now() + WAIT_MAX).map_err(|TooLong| None)?;
+        let mut turn = Turn { gate: self, attempt, outcome: None };
+        let outcome = check();
+        turn.outcome = outcome.as_ref().ok().copied();
+        drop(turn);
+        outcome.map_err(Some)
+    }
+
+    fn wait_for_turn(&self, attempt: Attempt, until: Instant) -> Result<(), TooLong> {
+        let mut throttle = self.lock();
+        loop {
+            let now = Instant::now();
+            let pause = match throttle.begin(now, attempt) {
+                Ok(()) => return Ok(()),
+                Err(Wait::For(pause)) => pause,
+                Err(Wait::ForAnother) => WAIT_MAX,
+            };
+            let left = until.saturating_duration_since(now);
+            if left.is_zero() {
+                return Err(TooLong);
+            }
+            throttle = self.ended.wait_timeout(throttle, pause.min(left)).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Wrong PINs since the last right one.
+    pub fn wrong_count(&self, attempt: Attempt) -> u32 {
+        self.lock().wrong_count(attempt)
+    }
+}
+
+struct TooLong;
+
+/// An attempt under way; ends also when its check panics.
+struct Turn<'g> {
+    gate: &'g Gate,
+    attempt: Attempt,
+    outcome: Option<bool>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut throttle = self.gate.lock();
+        match self.outcome {
+            Some(true) => throttle.right(self.attempt),
+            Some(false) => throttle.wrong(Instant::now(), self.attempt),
+            None => throttle.undone(self.attempt),
+        }
+        self.gate.ended.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const MALLORY: Attempt = Attempt { uid: 1, token: TokenId([1; 32]), security_officer: false };
+
+    fn guess(throttle: &mut Throttle, now: Instant, attempt: Attempt) -> Result<(), Wait> {
+        throttle.begin(now, attempt)?;
+        throttle.wrong(now, attempt);
+        Ok(())
+    }
 
     #[test]
     fn delays_grow_to_a_bound() {
@@ -125,44 +211,81 @@ mod tests {
 
     #[test]
     fn only_the_guilty_wait() {
-        let (mut throttle, now) = (Throttle::default(), Instant::now());
-        for _ in 0..5 {
-            assert!(throttle.admit(now, MALLORY).is_ok());
-            throttle.wrong(now, MALLORY);
+        let (mut throttle, mut now) = (Throttle::default(), Instant::now());
+        let mut guesses = 0;
+        // An hour of trying without a pause.
+        let end = now + Duration::from_secs(3600);
+        while now < end {
+            match guess(&mut throttle, now, MALLORY) {
+                Ok(()) => guesses += 1,
+                Err(Wait::For(pause)) => now += pause,
+                Err(Wait::ForAnother) => unreachable!(),
+            }
         }
-        assert_eq!(throttle.admit(now, MALLORY), Ok(Duration::from_secs(2)));
+        assert!((220..240).contains(&guesses), "{guesses} guesses in an hour");
         for other in [
             Attempt { uid: 2, ..MALLORY },
             Attempt { token: TokenId([2; 32]), ..MALLORY },
             Attempt { security_officer: true, ..MALLORY },
         ] {
-            assert_eq!(throttle.admit(now, other), Ok(Duration::ZERO), "{other:?}");
+            assert_eq!(throttle.begin(now, other), Ok(()), "{other:?}");
         }
+        assert_eq!(throttle.begin(now + DELAY_MAX, MALLORY), Ok(()), "the bound holds for the patient too");
         throttle.right(MALLORY);
-        assert_eq!(throttle.admit(now, MALLORY), Ok(Duration::ZERO));
+        assert_eq!((throttle.wrong_count(MALLORY), throttle.begin(now, MALLORY)), (0, Ok(())));
     }
 
     #[test]
-    fn attempts_in_parallel_queue_and_the_queue_is_bounded() {
+    fn attempts_in_parallel_gain_nothing() {
         let (mut throttle, now) = (Throttle::default(), Instant::now());
-        (0..8).for_each(|_| throttle.wrong(now, MALLORY));
-        let first = throttle.admit(now, MALLORY).unwrap();
-        assert_eq!(first, DELAY_MAX);
-        let TooMany { retry } = throttle.admit(now, MALLORY).unwrap_err();
-        assert_eq!(retry, 2 * DELAY_MAX);
-        let later = now + 2 * DELAY_MAX;
-        assert_eq!(throttle.admit(later, MALLORY), Ok(Duration::ZERO), "the bound holds for the patient too");
+        assert_eq!(throttle.begin(now, MALLORY), Ok(()));
+        assert_eq!(throttle.begin(now, MALLORY), Err(Wait::ForAnother));
+        throttle.undone(MALLORY);
+        assert_eq!(throttle.begin(now, MALLORY), Ok(()));
+
+        let gate = Gate::default();
+        let at_once = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let check = || {
+                        use std::sync::atomic::Ordering::SeqCst;
+                        assert_eq!(at_once.fetch_add(1, SeqCst), 0);
+                        std::thread::sleep(Duration::from_millis(5));
+                        at_once.fetch_sub(1, SeqCst);
+                        Ok::<_, ()>(false)
+                    };
+                    assert_eq!(gate.attempt(MALLORY, check), Ok(false));
+                });
+            }
+        });
+        assert_eq!(gate.wrong_count(MALLORY), 3);
+        let start = Instant::now();
+        assert_eq!(gate.attempt(MALLORY, || Ok::<_, ()>(true)), Ok(true));
+        assert!(start.elapsed() >= DELAY_FIRST - Duration::from_millis(50), "{:?}", start.elapsed());
+        assert_eq!(gate.wrong_count(MALLORY), 0);
+    }
+
+    #[test]
+    fn a_check_that_fails_or_panics_frees_the_place() {
+        let gate = Gate::default();
+        assert_eq!(gate.attempt(MALLORY, || Err::<bool, _>("no memory")), Err(Some("no memory")));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = gate.attempt(MALLORY, || -> Result<bool, ()> { panic!("defect") });
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(gate.attempt(MALLORY, || Ok::<_, ()>(true)), Ok(true));
     }
 
     #[test]
     fn memory_is_bounded_and_old_records_go_first() {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         for uid in 0..RECORDS_MAX as u32 + 10 {
-            throttle.wrong(start + Duration::from_millis(uid.into()), Attempt { uid, ..MALLORY });
+            let _ = guess(&mut throttle, start + Duration::from_millis(uid.into()), Attempt { uid, ..MALLORY });
         }
         assert_eq!(throttle.records.len(), RECORDS_MAX);
         assert_eq!(throttle.wrong_count(Attempt { uid: 0, ..MALLORY }), 0);
-        throttle.wrong(start + 2 * FORGET_AFTER, MALLORY);
+        let _ = guess(&mut throttle, start + 2 * FORGET_AFTER, MALLORY);
         assert_eq!(throttle.records.len(), 1, "all others are forgotten");
     }
 }

@@ -3,9 +3,6 @@
 //! A wrong PIN is CKR_PIN_INCORRECT and costs its giver time ([`super::throttle`]); nobody else waits, and no PIN is ever locked, so that
 //! nobody can lock out another.
 
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
-
 use mayfly_protocol::ids::Hash;
 use mayfly_protocol::record::{self, PinUser, PinVerifier, TargetKind};
 use mayfly_protocol::state::Token;
@@ -73,9 +70,8 @@ pub fn serial(id: &TokenId) -> String {
 }
 
 fn flags(caller: &Caller<'_>, id: &TokenId, token: &Token, creates: bool) -> TokenFlags {
-    let throttle = caller.app.throttle.lock().unwrap_or_else(PoisonError::into_inner);
     let wrong = |security_officer| {
-        throttle.wrong_count(Attempt { uid: caller.principal.uid, token: *id, security_officer }) > 0
+        caller.app.throttle.wrong_count(Attempt { uid: caller.principal.uid, token: *id, security_officer }) > 0
     };
     let (user_pin, so_pin) = (pins::is_set(token.user_pin.as_ref()), pins::is_set(token.so_pin.as_ref()));
     TokenFlags::PRESENT
@@ -120,7 +116,7 @@ pub fn log_in(caller: &Caller<'_>, glance: &Glance, ask: &request::Login<'_>) ->
     Ok(Reply::Ticket(caller.attached().ticket()))
 }
 
-/// Checks a PIN, after the wait that earlier wrong ones earned.
+/// Checks a PIN, after the wait that earlier wrong ones of this user earned.
 fn prove(
     caller: &Caller<'_>,
     token: &TokenId,
@@ -134,23 +130,15 @@ fn prove(
     };
     let security_officer = user == LoginUser::SecurityOfficer;
     let attempt = Attempt { uid: caller.principal.uid, token: *token, security_officer };
-    let throttle = || caller.app.throttle.lock().unwrap_or_else(PoisonError::into_inner);
-    let admitted = throttle().admit(Instant::now(), attempt);
-    match admitted {
-        Ok(Duration::ZERO) => {}
-        Ok(wait) => std::thread::sleep(wait),
-        Err(too_many) => {
-            let seconds = too_many.retry.as_secs() + 1;
-            let reason = format!("too many wrong PINs were given; the next is looked at in {seconds} s");
-            return Err(Fail::ruled(CKR_FUNCTION_FAILED, "pin-throttle", reason));
+    match caller.app.throttle.attempt(attempt, || pins::is_right(verifier, pin)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Fail::ruled(CKR_PIN_INCORRECT, "pin", "the PIN is wrong")),
+        Err(Some(fail)) => Err(fail),
+        Err(None) => {
+            let reason = "too many wrong PINs were given by this user; no further one is looked at for now";
+            Err(Fail::ruled(CKR_FUNCTION_FAILED, "pin-throttle", reason).next("wait a minute and try again"))
         }
     }
-    if pins::is_right(verifier, pin)? {
-        throttle().right(attempt);
-        return Ok(());
-    }
-    throttle().wrong(Instant::now(), attempt);
-    Err(Fail::ruled(CKR_PIN_INCORRECT, "pin", "the PIN is wrong"))
 }
 
 /// C_Logout.

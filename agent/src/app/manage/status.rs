@@ -27,6 +27,10 @@ pub fn show(caller: &Caller<'_>) -> Value {
         .map(|w| state.device_name(w))
         .collect();
     let known = state.keys.values().filter(|key| !key.deleted && super::names::may_know(caller, &state, key)).count();
+    let device_name = state.device_name(&id);
+    let sees = |token: &_, record| caller.principal.manages() || caller.sees(&state, token, record, &device_name);
+    let seen = state.tokens.iter().filter(|(token, record)| sees(token, record));
+    let tokens: Vec<_> = seen.map(|(_, token)| token.record.label.clone()).collect();
     let connections: Vec<Value> = peers
         .iter()
         .map(|peer| {
@@ -84,7 +88,7 @@ pub fn show(caller: &Caller<'_>) -> Value {
         },
         "applications": caller.app.applications.count(),
         "peers": connections,
-        "tokens": state.tokens.values().map(|token| token.record.label.clone()).collect::<Vec<_>>(),
+        "tokens": tokens,
         "keys": known,
         "warnings": warnings(&state, &fresh, &peers, caller),
     })
@@ -111,7 +115,9 @@ fn warnings(state: &State, fresh: &FreshnessStatus, peers: &[PeerStatus], caller
         warnings.push(format!("no key is used or released now: {why}"));
     }
     let own = caller.app.keys.device();
-    let away = |device| device != own && !peers.iter().any(|peer| peer.device == device && peer.connected);
+    // A peer to whom no connection is open now is not away: connections are made when they are needed.
+    let away =
+        |device| device != own && peers.iter().any(|p| p.device == device && !p.connected && p.last_error.is_some());
     keys_without_spare(state, away, caller, &mut warnings);
     let witnesses = state.witnesses().len();
     if tolerated_liars(witnesses, quorum(witnesses)) == 0 && witnesses > 0 {
@@ -152,7 +158,7 @@ fn keys_without_spare(
         }
     }
     for (keys, what) in [
-        (stopped, "too few holders are connected to use"),
+        (stopped, "too few holders can be reached to use"),
         (thin, "the loss of one more holder stops"),
         (tight, "made without a spare share, the loss of any holder is final for"),
     ] {

@@ -188,7 +188,7 @@ impl Rule {
             Form::Ulong => value.len() == 8,
             Form::Bytes => value.len() <= VALUE_BYTES_MAX,
             Form::Date => value.is_empty() || (value.len() == 8 && value.iter().all(u8::is_ascii_digit)),
-            Form::Mechanisms => value.len() % 8 == 0 && value.len() <= VALUE_BYTES_MAX,
+            Form::Mechanisms => value.len().is_multiple_of(8) && value.len() <= VALUE_BYTES_MAX,
             Form::Template => value.len() <= VALUE_BYTES_MAX && mayfly_wire::attribute::nested_template(value).is_ok(),
         };
         if good {

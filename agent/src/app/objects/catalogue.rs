@@ -71,7 +71,7 @@ impl Shelf {
     }
 
     /// Number of objects.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_handle.len()
     }
 

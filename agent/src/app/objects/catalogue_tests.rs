@@ -76,7 +76,7 @@ fn additions_changes_and_removals_are_followed() {
     let shelf = catalogue.shelf(&TOKEN).unwrap();
     assert_eq!(shelf.with_id(b"new id", 0), [(6, Target::Object(id))]);
     assert_eq!(shelf.with_id(&1_u64.to_be_bytes(), 0), []);
-    assert_eq!((shelf.len(), shelf.get(14)), (2, None));
+    assert_eq!((shelf.count(), shelf.get(14)), (2, None));
     assert_eq!(shelf.above(6).map(|(handle, _)| handle).collect::<Vec<_>>(), [10]);
 }
 

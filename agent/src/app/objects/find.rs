@@ -27,7 +27,7 @@ pub fn find(caller: &Caller<'_>, glance: &Glance, ask: &request::FindObjects<'_>
     let most = (ask.count_max as usize).min(FIND_HANDLES_MAX);
     let mut handles = Vec::new();
     let fits = |view: &View<'_>| {
-        template.iter().all(|(kind, value)| view.matches(kind, value)) && caller.may_look(glance, view).is_ok()
+        template.iter().all(|(kind, value)| view.matches(kind, value)) && caller.sees_object(glance, view)
     };
     // One more than is wanted tells whether there are more.
     if ask.after & SESSION_OBJECT_BIT == 0 {
@@ -125,7 +125,8 @@ pub fn exported(caller: &Caller<'_>, key: &KeyId) -> Done<Arc<SecretBytes>> {
     let mut copy = None;
     caller.app.keys.with_key(key, Use::Export, &mut |assembled| {
         let bytes = assembled.bytes();
-        copy = Some(SecretBytes::new_with(bytes.len(), |to| to.copy_from_slice(bytes)));
+        let copied = |to: &mut [u8]| mayfly_secmem::on_secret_stack(|| to.copy_from_slice(bytes));
+        copy = Some(SecretBytes::new_with(bytes.len(), copied));
     })?;
     Ok(Arc::new(copy.ok_or_else(no_secret)??))
 }
