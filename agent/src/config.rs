@@ -18,6 +18,9 @@ pub const SOCKET_DEFAULT: &str = "/run/mayfly/agent.sock";
 pub const DATA_DIR_DEFAULT: &str = "/var/lib/mayfly";
 /// Where the network's description lies unless told otherwise.
 pub const NETWORK_DEFAULT: &str = "/etc/mayfly/network.toml";
+/// Uses per second for which one assembler gets shards, unless the operator says otherwise: above what one device does, so that only a device
+/// that takes all keys at once notices.
+pub const RELEASES_PER_SECOND_MAX: u32 = 20_000;
 /// Longest time that holders keep an offered shard before its key must be on the ledger.
 pub const ACCEPT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -151,7 +154,7 @@ impl Default for Log {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Most shard releases per second for one assembler; 0: no bound.
+    /// Most uses per second for which shards are released to one assembler; 0: no bound.
     pub releases_per_second_max: u32,
     /// Most inbound connections of other agents, all together.
     pub peer_connections_max: usize,
@@ -159,7 +162,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { releases_per_second_max: 0, peer_connections_max: 256 }
+        Self { releases_per_second_max: RELEASES_PER_SECOND_MAX, peer_connections_max: 256 }
     }
 }
 
@@ -275,10 +278,16 @@ impl Config {
             (word(&self.device_name), "device_name has letters, digits, '-', '_' and '.' only"),
             (word(&self.vault.kind), "vault.kind is one word, such as file, tpm or pkcs11"),
             (self.vault.pin.as_ref().is_none_or(pin_ok), "vault.pin is a SHA-256 in 64 hexadecimal digits"),
-            (self.vault.environment.keys().all(variable), "names in vault.environment have letters, digits and '_' only"),
+            (
+                self.vault.environment.keys().all(variable),
+                "names in vault.environment have letters, digits and '_' only",
+            ),
             (self.peers.advertise.as_ref().is_none_or(|a| a.contains(':')), "peers.advertise is host:port"),
             ((2..=63).contains(&self.new_keys.threshold), "new_keys.threshold is 2 to 63"),
-            ((self.new_keys.threshold..=63).contains(&self.new_keys.shares), "new_keys.shares is new_keys.threshold to 63"),
+            (
+                (self.new_keys.threshold..=63).contains(&self.new_keys.shares),
+                "new_keys.shares is new_keys.threshold to 63",
+            ),
             (self.new_keys.assemblers.iter().all(|a| a == ALL_DEVICES), "new_keys.assemblers is [] or [\"*\"]"),
             (self.limits.peer_connections_max > 0, "limits.peer_connections_max is at least 1"),
             (self.danger.accept_deadline_ms > 0, "danger.accept_deadline_ms is at least 1"),

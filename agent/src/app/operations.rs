@@ -103,9 +103,7 @@ impl Material {
     pub fn with<R>(&self, caller: &Caller<'_>, mut work: impl FnMut(&Key<'_>) -> Result<R, engine::Error>) -> Done<R> {
         match self {
             Self::Public { key_type, point } => Ok(work(&public_key(*key_type, point))?),
-            Self::Session { bytes, key_type } => {
-                Ok(work(&secret_key(*key_type, bytes.expose()))?)
-            }
+            Self::Session { bytes, key_type } => Ok(work(&secret_key(*key_type, bytes.expose()))?),
             Self::Ledger { id, key_type, purpose, .. } => {
                 let mut done = None;
                 caller.app.keys.with_key(id, *purpose, &mut |assembled| {

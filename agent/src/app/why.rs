@@ -119,7 +119,7 @@ mod tests {
         for n in 0..REFUSALS_PER_USER_MAX as u64 + 5 {
             why.keep(1, "sign", None, &fail("policy"), n);
         }
-        assert_eq!(why.of(Some(1)).len(), REFUSALS_PER_USER_MAX);
+        assert_eq!(why.rings.lock().unwrap()[&1].len(), REFUSALS_PER_USER_MAX);
         assert_eq!(why.of(Some(1))[0].time_ms, REFUSALS_PER_USER_MAX as u64 + 4, "newest first");
         for uid in 2..USERS_MAX as u32 + 10 {
             why.keep(uid, "sign", None, &fail("policy"), 1_000 + u64::from(uid));

@@ -15,7 +15,7 @@ use mayfly_protocol::peer::{Ask, NONCE_BYTES, Release, Reply};
 use mayfly_protocol::record::Key;
 use mayfly_protocol::rules::{Clocks, KeyType, ReleaseQuery, Use};
 use mayfly_protocol::{DeviceId, KeyId, State};
-use mayfly_secmem::{Secret, SecretBytes, on_secret_stack, random};
+use mayfly_secmem::{Exhausted, SECRET_BYTES_MAX, Secret, SecretBytes, on_secret_stack, random};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -249,14 +249,20 @@ impl<'a> Attempt<'a> {
     /// The key of exactly t shares, or `None` if it is not the committed one.
     fn combine(&self) -> Result<Option<AssembledKey>, KeyError> {
         let shares: Vec<(u32, &Secret<64>)> = self.assembly.shares().iter().map(|s| (s.index, &s.value)).collect();
-        let derived = on_secret_stack(|| derive(&self.key, self.key_type, self.ask.purpose, &shares))?;
-        Ok(derived.map(|(bytes, iv_key)| AssembledKey {
-            id: self.key.id,
-            key_type: self.key_type,
-            report: self.report(iv_key.is_some()),
-            bytes,
-            iv_key,
-        }))
+        let mut bytes = SecretBytes::new_with(bytes_length(&self.key, self.key_type)?, |_| ())?;
+        let mut iv_key = match self.ask.purpose {
+            Use::Iv => Some(Secret::<32>::new_with(|_| ())?),
+            _ => None,
+        };
+        let aad = wrap_aad(&self.key);
+        match on_secret_stack(|| derive(&self.key, self.key_type, &aad, &shares, &mut bytes, iv_key.as_mut())) {
+            Derivation::Done => {}
+            Derivation::NotCommitted => return Ok(None),
+            Derivation::Damaged => return Err(wrapped_is_damaged(&self.key)),
+            Derivation::NoMemory => return Err(KeyError::no_memory()),
+        }
+        let report = self.report(iv_key.is_some());
+        Ok(Some(AssembledKey { id: self.key.id, key_type: self.key_type, report, bytes, iv_key }))
     }
 
     fn verify(&mut self) {
@@ -345,44 +351,85 @@ impl Assembler {
     }
 }
 
-/// Key bytes, and the IV key if it is asked for; `None` when the root is not the committed one. Runs on the secret stack.
-#[expect(clippy::type_complexity, reason = "read once, three lines above")]
+/// How [`derive`] went: no fields, so that nothing but the answer leaves the secret stack (decision 0005).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Derivation {
+    Done,
+    /// The shares give no root, or not the committed one. No error here: the bad ones are looked for next.
+    NotCommitted,
+    /// The wrapped bytes do not open under the committed root.
+    Damaged,
+    NoMemory,
+}
+
+impl From<Exhausted> for Derivation {
+    fn from(_: Exhausted) -> Self {
+        Derivation::NoMemory
+    }
+}
+
+/// Length of the key bytes.
+fn bytes_length(key: &Key, key_type: KeyType) -> Result<usize, KeyError> {
+    let length = match &key.wrapped {
+        None => key_type.derived_bytes(),
+        Some(blob) => blob.len().checked_sub(wrap::OVERHEAD_BYTES),
+    };
+    length.filter(|length| *length <= SECRET_BYTES_MAX).ok_or_else(|| wrapped_is_damaged(key))
+}
+
+/// Writes the key bytes, and the IV key where there is a place for it. Runs on the secret stack.
 fn derive(
     key: &Key,
     key_type: KeyType,
-    purpose: Use,
+    aad: &[u8],
     shares: &[(u32, &Secret<64>)],
-) -> Result<Option<(SecretBytes, Option<Secret<32>>)>, KeyError> {
-    let Some(prk) = checked_root(key, key_type, shares)? else { return Ok(None) };
-    let (id, generation, algorithm) = (key.id.as_bytes(), key.generation, key_type.algorithm());
-    let bytes = match &key.wrapped {
-        None => {
-            let length = key_type.derived_bytes().ok_or_else(|| wrapped_is_damaged(key))?;
-            SecretBytes::new_with(length, |out| prk.derive(Label::KeyBytes, id, generation, algorithm, out))?
-        }
-        Some(blob) => {
-            let wrap_key = Secret::<32>::new_with(|out| prk.derive(Label::Wrap, id, generation, algorithm, out))?;
-            wrap::open(&wrap_key, &wrap_aad(key), blob).map_err(|_| wrapped_is_damaged(key))?
-        }
-    };
-    let iv_key = match purpose {
-        Use::Iv => Some(Secret::<32>::new_with(|out| prk.derive(Label::Iv, id, generation, algorithm, out))?),
-        _ => None,
-    };
-    Ok(Some((bytes, iv_key)))
+    bytes: &mut SecretBytes,
+    iv_key: Option<&mut Secret<32>>,
+) -> Derivation {
+    match try_derive(key, key_type, aad, shares, bytes, iv_key) {
+        Ok(()) => Derivation::Done,
+        Err(why) => why,
+    }
 }
 
-/// The root's PRK, if these shares give the committed root. Bad shares are no error here: they are looked for next.
-fn checked_root(key: &Key, key_type: KeyType, shares: &[(u32, &Secret<64>)]) -> Result<Option<Prk>, KeyError> {
-    let root = match pedersen::combine(key.t, shares) {
-        Ok(root) => root,
-        Err(pedersen::ShareError::Memory(exhausted)) => return Err(exhausted.into()),
-        Err(_) => return Ok(None),
-    };
+fn try_derive(
+    key: &Key,
+    key_type: KeyType,
+    aad: &[u8],
+    shares: &[(u32, &Secret<64>)],
+    bytes: &mut SecretBytes,
+    iv_key: Option<&mut Secret<32>>,
+) -> Result<(), Derivation> {
+    let prk = checked_root(key, key_type, shares)?;
+    let (id, generation, algorithm) = (key.id.as_bytes(), key.generation, key_type.algorithm());
+    match &key.wrapped {
+        None => prk.derive(Label::KeyBytes, id, generation, algorithm, bytes.expose_mut()),
+        Some(blob) => {
+            let wrap_key = Secret::<32>::new_with(|out| prk.derive(Label::Wrap, id, generation, algorithm, out))?;
+            let opened = wrap::open(&wrap_key, aad, blob).map_err(|error| match error {
+                wrap::WrapError::Memory(_) => Derivation::NoMemory,
+                _ => Derivation::Damaged,
+            })?;
+            // Both lengths are that of the record less what sealing adds.
+            bytes.expose_mut().copy_from_slice(opened.expose());
+        }
+    }
+    if let Some(out) = iv_key {
+        prk.derive(Label::Iv, id, generation, algorithm, out.expose_mut());
+    }
+    Ok(())
+}
+
+/// The root's PRK, if these shares give the committed root.
+fn checked_root(key: &Key, key_type: KeyType, shares: &[(u32, &Secret<64>)]) -> Result<Prk, Derivation> {
+    let root = pedersen::combine(key.t, shares).map_err(|error| match error {
+        pedersen::ShareError::Memory(_) => Derivation::NoMemory,
+        _ => Derivation::NotCommitted,
+    })?;
     let prk = Prk::extract(&root)?;
     let expected = &key.key_commitment.0;
     let holds = schedule::commitment_holds(&prk, key.id.as_bytes(), key.generation, key_type.algorithm(), expected);
-    Ok(holds.then_some(prk))
+    if holds { Ok(prk) } else { Err(Derivation::NotCommitted) }
 }
 
 fn wrapped_is_damaged(key: &Key) -> KeyError {

@@ -20,7 +20,7 @@ use mayfly_protocol::peer::{Ask, Offer, Reply};
 use mayfly_protocol::record::{Acceptance, Key, Record, ShardRecord};
 use mayfly_protocol::rules::Clocks;
 use mayfly_protocol::{DeviceId, KeyId};
-use mayfly_secmem::{Secret, on_secret_stack};
+use mayfly_secmem::{Secret, SecretBytes, on_secret_stack};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,9 +51,9 @@ pub struct Dealer {
 }
 
 /// A key as dealt: its record and its shares, by holder.
-struct Dealt {
-    key: Key,
-    shares: Vec<(DeviceId, Secret<64>)>,
+pub(super) struct Dealt {
+    pub(super) key: Key,
+    pub(super) shares: Vec<(DeviceId, Secret<64>)>,
 }
 
 impl Dealer {
@@ -101,7 +101,13 @@ impl Dealer {
         Ok(chosen)
     }
 
-    fn deal(&self, view: &View, new: &NewKey, holders: &[DeviceId], clocks: Clocks) -> Result<Dealt, KeyError> {
+    pub(super) fn deal(
+        &self,
+        view: &View,
+        new: &NewKey,
+        holders: &[DeviceId],
+        clocks: Clocks,
+    ) -> Result<Dealt, KeyError> {
         let count = u32::try_from(holders.len()).unwrap_or(u32::MAX);
         let indices: Vec<u32> = (1..=count).collect();
         let root = pedersen::random_root()?;
@@ -142,7 +148,7 @@ impl Dealer {
             deadline_ms: clocks.ledger_ms.max(clocks.local_ms).saturating_add(accept_ms),
             acceptances: Vec::new(),
         };
-        (key.key_commitment, key.wrapped) = on_secret_stack(|| seal(&key, new, &root))?;
+        (key.key_commitment, key.wrapped) = seal(&key, new, &root)?;
         let shares = holders.iter().copied().zip(shares.into_iter().map(|(_, share)| share)).collect();
         Ok(Dealt { key, shares })
     }
@@ -219,21 +225,61 @@ impl Dealer {
     }
 }
 
-/// Key commitment and, for keys that have bytes of their own, those bytes wrapped. Runs on the secret stack.
+/// How [`seal_into`] went: no fields, so that nothing but the answer leaves the secret stack (decision 0005).
+enum Sealing {
+    Done,
+    NoMemory,
+    NoRandomness,
+    TooLong,
+}
+
+/// Key commitment and, for keys that have bytes of their own, those bytes wrapped.
 fn seal(key: &Key, new: &NewKey, root: &Secret<32>) -> Result<(Hash, Option<Vec<u8>>), KeyError> {
-    let prk = Prk::extract(root)?;
-    let (id, algorithm) = (key.id.as_bytes(), new.key_type.algorithm());
-    let commitment = Hash(schedule::commitment(&prk, id, key.generation, algorithm));
-    let Material::Wrapped(bytes) = &new.material else { return Ok((commitment, None)) };
-    let wrap_key = Secret::<32>::new_with(|out| prk.derive(Label::Wrap, id, key.generation, algorithm, out))?;
-    let blob = wrap::seal(&wrap_key, &wrap_aad(key), bytes.expose()).map_err(|error| match error {
-        WrapError::Memory(exhausted) => exhausted.into(),
-        other => KeyError::new(KeyErrorKind::Invalid, other.to_string()),
-    })?;
-    if blob.len() > WRAPPED_BYTES_MAX {
-        return Err(KeyError::new(KeyErrorKind::Invalid, format!("key bytes of {} are too long", bytes.len())));
+    let mut commitment = [0; 32];
+    let bytes = match &new.material {
+        Material::Wrapped(bytes) => Some(bytes),
+        Material::Derived => None,
+    };
+    let mut blob = Vec::new();
+    let too_long = || {
+        let length = bytes.map_or(0, SecretBytes::len);
+        KeyError::new(KeyErrorKind::Invalid, format!("key bytes of {length} are too long"))
+    };
+    let (aad, algorithm) = (wrap_aad(key), new.key_type.algorithm());
+    match on_secret_stack(|| seal_into(key, algorithm, &aad, bytes, root, &mut commitment, &mut blob)) {
+        Sealing::Done if blob.len() > WRAPPED_BYTES_MAX => Err(too_long()),
+        Sealing::Done => Ok((Hash(commitment), bytes.map(|_| blob))),
+        Sealing::NoMemory => Err(KeyError::no_memory()),
+        Sealing::NoRandomness => Err(KeyError::new(KeyErrorKind::Memory, "the kernel gives no randomness")),
+        Sealing::TooLong => Err(too_long()),
     }
-    Ok((commitment, Some(blob)))
+}
+
+/// The part of [`seal`] that runs on the secret stack.
+fn seal_into(
+    key: &Key,
+    algorithm: &str,
+    aad: &[u8],
+    bytes: Option<&SecretBytes>,
+    root: &Secret<32>,
+    commitment: &mut [u8; 32],
+    blob: &mut Vec<u8>,
+) -> Sealing {
+    let Ok(prk) = Prk::extract(root) else { return Sealing::NoMemory };
+    let id = key.id.as_bytes();
+    *commitment = schedule::commitment(&prk, id, key.generation, algorithm);
+    let Some(bytes) = bytes else { return Sealing::Done };
+    let wrap_key = Secret::<32>::new_with(|out| prk.derive(Label::Wrap, id, key.generation, algorithm, out));
+    let Ok(wrap_key) = wrap_key else { return Sealing::NoMemory };
+    match wrap::seal(&wrap_key, aad, bytes.expose()) {
+        Ok(sealed) => {
+            blob.extend_from_slice(&sealed);
+            Sealing::Done
+        }
+        Err(WrapError::Memory(_)) => Sealing::NoMemory,
+        Err(WrapError::TooLong(_)) => Sealing::TooLong,
+        Err(WrapError::Random(_) | WrapError::NotAuthentic) => Sealing::NoRandomness,
+    }
 }
 
 fn failed_to_deal(error: ShareError) -> KeyError {

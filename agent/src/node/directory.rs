@@ -1,7 +1,7 @@
 //! The verified ledger as the rest of the node asks it: rights are those that *both* the witnessed state and the newest verified state
 //! give, less what was seen on sight.
 
-use super::alarms::Alarms;
+use super::alarms::{Alarms, Banned};
 use super::clock;
 use super::peers;
 use mayfly_crypto::sign::PublicKey;
@@ -31,7 +31,7 @@ pub struct View {
     pub effective: Arc<State>,
     /// At the newest verified head.
     pub tip: Arc<State>,
-    alarms: Arc<Alarms>,
+    banned: Arc<Banned>,
 }
 
 impl Ledger {
@@ -53,13 +53,17 @@ impl Ledger {
     /// The ledger now.
     #[inline]
     pub fn view(&self) -> View {
-        // The effective state first: it is never ahead of a tip that was loaded after it.
-        let effective = self.replica.effective();
-        View { effective, tip: self.replica.tip(), alarms: self.alarms.clone() }
+        // The newest verified state last: the effective one is never ahead of it then, and a ban that was settled is in it.
+        let (banned, effective) = (self.alarms.snapshot(), self.replica.effective());
+        View::new(effective, self.replica.tip(), banned)
     }
 }
 
 impl View {
+    pub(super) fn new(effective: Arc<State>, tip: Arc<State>, banned: Arc<Banned>) -> View {
+        View { effective, tip, banned }
+    }
+
     /// The shard that `holder` may release, if both states allow it.
     ///
     /// # Errors
@@ -92,7 +96,7 @@ impl View {
     pub fn member(&self, device: &DeviceId) -> Option<&Device> {
         let found = self.effective.devices.get(device).filter(|d| d.is_member())?;
         let still = !self.differ() || self.tip.member(device).is_ok();
-        (still && !self.alarms.banned(device)).then_some(found)
+        (still && !self.banned.contains(device)).then_some(found)
     }
 
     /// Highest number of this holder's grants on the ledger.
@@ -105,7 +109,7 @@ impl View {
     }
 
     fn seen(&self, device: &DeviceId) -> Result<(), Denied> {
-        if self.alarms.banned(device) {
+        if self.banned.contains(device) {
             return Err(Denied::NotMember(self.effective.device_name(device), "banned"));
         }
         Ok(())

@@ -79,6 +79,13 @@ impl KeyError {
         Self { kind, text: text.into(), devices: Vec::new(), next: None, retry_ms: 0 }
     }
 
+    /// No room for secrets.
+    pub(crate) fn no_memory() -> Self {
+        KeyError::new(KeyErrorKind::Memory, "no secret memory is left")
+            .next("raise the limit of locked memory (LimitMEMLOCK) or use fewer windows")
+            .retry(100)
+    }
+
     /// Names devices.
     pub fn devices(mut self, devices: Vec<Missed>) -> Self {
         self.devices = devices;
@@ -122,9 +129,7 @@ impl From<Denied> for KeyError {
 
 impl From<mayfly_secmem::Exhausted> for KeyError {
     fn from(cause: mayfly_secmem::Exhausted) -> Self {
-        KeyError::new(KeyErrorKind::Memory, format!("no secret memory is left: {cause}"))
-            .next("raise the limit of locked memory (LimitMEMLOCK) or use fewer windows")
-            .retry(100)
+        KeyError { text: format!("no secret memory is left: {cause}"), ..KeyError::no_memory() }
     }
 }
 

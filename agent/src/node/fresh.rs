@@ -4,10 +4,11 @@ use super::clock;
 use super::directory::Ledger;
 use super::peers::{Exchange, Outcome, Peers};
 use arc_swap::ArcSwapOption;
-use mayfly_protocol::DeviceId;
 use mayfly_protocol::freshness::{Freshness, NONCE_BYTES, NotFresh, Round, Verdict};
 use mayfly_protocol::peer::{Ask, Reply};
 use mayfly_protocol::rules::Clocks;
+use mayfly_protocol::{DeviceId, State};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,24 +28,16 @@ pub struct Fresh {
     ledger: Arc<Ledger>,
     peers: Arc<Peers>,
     current: ArcSwapOption<Freshness>,
-    running: Mutex<Running>,
-    ended: Condvar,
-}
-
-#[derive(Debug)]
-struct Running {
-    /// A round is under way; whoever needs one waits for it.
-    busy: bool,
-    /// Counts rounds that have ended.
-    rounds: u64,
-    last: Result<(), NotFresh>,
+    rounds: Rounds,
+    /// Witnesses whose newest statement contradicted our ledger, and its size.
+    contradicting: Mutex<BTreeMap<DeviceId, u64>>,
 }
 
 impl Fresh {
     /// Nothing is fresh yet.
     pub fn new(device: DeviceId, ledger: Arc<Ledger>, peers: Arc<Peers>) -> Self {
-        let running = Mutex::new(Running { busy: false, rounds: 0, last: Err(NotFresh::Never) });
-        Self { device, ledger, peers, current: ArcSwapOption::empty(), running, ended: Condvar::new() }
+        let (rounds, contradicting) = Default::default();
+        Self { device, ledger, peers, current: ArcSwapOption::empty(), rounds, contradicting }
     }
 
     /// Both times, if the last round is good still.
@@ -78,7 +71,12 @@ impl Fresh {
 
     /// Why the last round failed, if it did.
     pub fn last_failure(&self) -> Option<NotFresh> {
-        self.lock().last.clone().err()
+        self.rounds.lock().last.clone().err()
+    }
+
+    /// Size of the head by which this witness contradicted our ledger in its newest statement, if it did.
+    pub fn contradiction_of(&self, witness: &DeviceId) -> Option<u64> {
+        self.contradicting.lock().unwrap_or_else(PoisonError::into_inner).get(witness).copied()
     }
 
     /// Does a round, or waits for the one that is under way.
@@ -87,27 +85,7 @@ impl Fresh {
     /// [`NotFresh`].
     pub fn round(&self, patience: Duration) -> Result<(), NotFresh> {
         let deadline = Instant::now() + patience.min(ROUND_TIMEOUT);
-        let mut running = self.lock();
-        if running.busy {
-            let before = running.rounds;
-            while running.busy && running.rounds == before {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break;
-                }
-                running = self.ended.wait_timeout(running, left).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            return running.last.clone();
-        }
-        running.busy = true;
-        drop(running);
-        let outcome = self.conduct(deadline);
-        let mut running = self.lock();
-        running.busy = false;
-        running.rounds += 1;
-        running.last.clone_from(&outcome);
-        self.ended.notify_all();
-        outcome
+        self.rounds.one(deadline, || self.conduct(deadline))
     }
 
     fn conduct(&self, deadline: Instant) -> Result<(), NotFresh> {
@@ -129,7 +107,9 @@ impl Fresh {
             }
         }
         loop {
-            let why = match round.judge(&replica.tip(), clock::local_ms()) {
+            let tip = replica.tip();
+            self.name_contradicting(&round, &tip);
+            let why = match round.judge(&tip, clock::local_ms()) {
                 Verdict::Fresh(freshness) => {
                     self.current.store(Some(Arc::new(freshness)));
                     return Ok(());
@@ -167,8 +147,21 @@ impl Fresh {
         if statement.witness != device {
             return;
         }
-        if let Err(error) = round.take(&self.ledger.replica().tip(), &statement, clock::boot_ms()) {
+        if let Err(error) = round.take(&self.ledger.replica().tip(), &statement, clock::local_ms(), clock::boot_ms()) {
             tracing::warn!(witness = %device, %error, "a witness's statement does not count");
+        }
+    }
+
+    /// One lying witness stops nobody, but people must hear of it.
+    fn name_contradicting(&self, round: &Round, tip: &State) {
+        let mut known = self.contradicting.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = round.contradicting(tip);
+        known.retain(|witness, _| !round.has_answered(witness) || now.iter().any(|(w, _)| w == witness));
+        for (witness, size) in now {
+            if known.insert(witness, size).is_none() {
+                tracing::error!(%witness, name = tip.device_name(&witness), size,
+                    "a witness stated a head that contradicts this device's ledger; its word does not count");
+            }
         }
     }
 
@@ -191,8 +184,89 @@ impl Fresh {
         let due = self.current.load().as_ref()?.renew_boot_ms();
         Some(Duration::from_millis(due.saturating_sub(clock::boot_ms())))
     }
+}
+
+/// One round at a time; whoever needs one while it is under way waits for it.
+#[derive(Debug)]
+struct Rounds {
+    running: Mutex<Running>,
+    ended: Condvar,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// A round is under way.
+    busy: bool,
+    /// Counts rounds that have ended.
+    rounds: u64,
+    last: Result<(), NotFresh>,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        let running = Running { busy: false, rounds: 0, last: Err(NotFresh::Never) };
+        Self { running: Mutex::new(running), ended: Condvar::new() }
+    }
+}
+
+impl Rounds {
+    /// Conducts a round, or waits until `deadline` for the one that is under way.
+    fn one(&self, deadline: Instant, conduct: impl FnOnce() -> Result<(), NotFresh>) -> Result<(), NotFresh> {
+        let mut running = self.lock();
+        if running.busy {
+            let before = running.rounds;
+            while running.busy && running.rounds == before {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                running = self.ended.wait_timeout(running, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            return running.last.clone();
+        }
+        running.busy = true;
+        drop(running);
+        let mut ends = RoundEnds { rounds: self, outcome: Err(NotFresh::Never) };
+        ends.outcome = conduct();
+        ends.outcome.clone()
+    }
 
     fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a round when it is dropped: however it ended, by a panic too, the next one can begin.
+struct RoundEnds<'r> {
+    rounds: &'r Rounds,
+    outcome: Result<(), NotFresh>,
+}
+
+impl Drop for RoundEnds<'_> {
+    fn drop(&mut self) {
+        let mut running = self.rounds.lock();
+        running.busy = false;
+        running.rounds += 1;
+        running.last.clone_from(&self.outcome);
+        self.rounds.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_that_panicked_does_not_block_the_next() {
+        let (rounds, deadline) = (Rounds::default(), Instant::now() + Duration::from_millis(100));
+        let panics = std::panic::AssertUnwindSafe(|| rounds.one(deadline, || panic!("in a round")));
+        assert!(std::panic::catch_unwind(panics).is_err());
+        let mut conducted = false;
+        let good = rounds.one(deadline, || {
+            conducted = true;
+            Ok(())
+        });
+        assert_eq!((good, conducted), (Ok(()), true));
+        assert_eq!(rounds.lock().last, Ok(()));
     }
 }

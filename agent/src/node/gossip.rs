@@ -57,7 +57,7 @@ impl Gossip {
     pub fn heard(&self, entry: &[u8]) -> Reply {
         match self.hear(entry) {
             // The teller is behind, or we know it already: nothing to do.
-            Ok(()) | Err(AlarmError::NotOnSight(NotOnSight::Overtaken)) => Reply::Noted,
+            Ok(()) | Err(AlarmError::NotOnSight(NotOnSight::Banned | NotOnSight::Lifted)) => Reply::Noted,
             Err(error) => {
                 Reply::Refused(Refused::new(Cause::Denied, error.to_string(), self.ledger.replica().tip().head()))
             }

@@ -44,8 +44,12 @@ pub struct Grants {
 struct Inner {
     file: File,
     length: u64,
+    /// A write has failed, so what the file holds is not known: nothing is released before it is written anew.
+    broken: bool,
     next: u64,
     live: HashMap<(KeyId, DeviceId), Live>,
+    /// The newest on disk, posted or not.
+    newest: Option<GrantItem>,
     /// On disk and not known to be on the ledger, ascending by number.
     unposted: VecDeque<GrantItem>,
 }
@@ -75,7 +79,15 @@ impl Grants {
             file.set_len(good as u64).and_then(|()| file.sync_all()).map_err(failed("cannot mend"))?;
         }
         let next = items.back().map_or(1, |g| g.number + 1);
-        let inner = Inner { file, length: good as u64, next, live: HashMap::new(), unposted: items };
+        let inner = Inner {
+            file,
+            length: good as u64,
+            broken: false,
+            next,
+            live: HashMap::new(),
+            newest: items.back().cloned(),
+            unposted: items,
+        };
         Ok(Grants { path: path.into(), inner: Mutex::new(inner) })
     }
 
@@ -93,16 +105,17 @@ impl Grants {
         posted: u64,
     ) -> Result<(), DataError> {
         let mut inner = self.lock();
+        if inner.broken {
+            self.rewrite(&mut inner)?;
+        }
         let live = inner.live.get_mut(&(*key, *assembler));
         let mut size = USES_FIRST;
-        if let Some(live) = live {
-            if ledger_ms <= live.until_ms {
-                if let Some(left) = live.left.checked_sub(uses) {
-                    live.left = left;
-                    return Ok(());
-                }
-                size = live.size.saturating_mul(4).min(USES_MAX);
+        if let Some(live) = live.filter(|live| ledger_ms <= live.until_ms) {
+            if let Some(left) = live.left.checked_sub(uses) {
+                live.left = left;
+                return Ok(());
             }
+            size = live.size.saturating_mul(4).min(USES_MAX);
         }
         let size = size.max(uses);
         let item = GrantItem {
@@ -127,12 +140,12 @@ impl Grants {
             inner.file.sync_data()
         };
         if let Err(source) = write(inner) {
-            // What was written of it must not lie before the next record.
-            let _ = inner.file.set_len(inner.length);
+            inner.broken = true;
             return Err(DataError::io("cannot save a grant in", &self.path)(source));
         }
         inner.length += record.len() as u64;
         inner.next = item.number + 1;
+        inner.newest = Some(item.clone());
         inner.unposted.push_back(item.clone());
         Ok(())
     }
@@ -152,23 +165,28 @@ impl Grants {
     /// [`DataError`]; the old file stays.
     pub fn compact(&self) -> Result<(), DataError> {
         let mut inner = self.lock();
-        if inner.length < FILE_BYTES_MAX {
-            return Ok(());
-        }
+        if inner.length < FILE_BYTES_MAX { Ok(()) } else { self.rewrite(&mut inner) }
+    }
+
+    /// Puts a new file with what is not posted in the place of the old one. Until that has come to its end, it is not known which of the two
+    /// the next record would go to.
+    fn rewrite(&self, inner: &mut Inner) -> Result<(), DataError> {
+        inner.broken = true;
         // The newest stays, so that its number is never given again.
-        let keep = inner.unposted.iter().map(write_item).collect::<Vec<_>>().concat();
-        let keep = if keep.is_empty() { self.last_record(&inner)? } else { keep };
+        let newest = inner.newest.as_ref().filter(|_| inner.unposted.is_empty());
+        let keep = inner.unposted.iter().chain(newest).map(write_item).collect::<Vec<_>>().concat();
         replace_file(&self.path, &keep)?;
         let file = OpenOptions::new().read(true).append(true).open(&self.path);
         inner.file = file.map_err(DataError::io("cannot open", &self.path))?;
         inner.length = keep.len() as u64;
+        inner.broken = false;
         Ok(())
     }
 
-    fn last_record(&self, inner: &Inner) -> Result<Vec<u8>, DataError> {
-        let bytes = std::fs::read(&self.path).map_err(DataError::io("cannot read", &self.path))?;
-        let (items, _) = read_items(bytes.get(..usize::try_from(inner.length).unwrap_or(0)).unwrap_or_default());
-        Ok(items.back().map(write_item).unwrap_or_default())
+    /// As long as this is kept, no grant is written.
+    #[cfg(test)]
+    pub(super) fn held_for_test(&self) -> impl Sized {
+        self.lock()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -298,6 +316,36 @@ mod tests {
     }
 
     #[test]
+    fn after_a_failed_save_nothing_is_released_until_the_file_is_mended() {
+        let (folder, path, grants) = opened();
+        grants.draw(&KEY, &ONE, 1, 0, 0).unwrap();
+        // A disk that takes half a record and no more, nor lets it be cut off.
+        grants.lock().file = File::open(&path).unwrap();
+        grants.draw(&KEY, &TWO, 1, 0, 0).unwrap_err();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0, 40, 1, 2, 3]).unwrap();
+        let away = folder.path().with_extension("away");
+        std::fs::rename(folder.path(), &away).unwrap();
+        grants.draw(&KEY, &ONE, 1, 0, 0).unwrap_err();
+        std::fs::rename(&away, folder.path()).unwrap();
+        // The disk is well again.
+        grants.lock().file = OpenOptions::new().append(true).open(&path).unwrap();
+        grants.draw(&KEY, &TWO, 1, 0, 0).unwrap();
+        grants.draw(&KEY, &ONE, 1, 0, 0).unwrap();
+        assert_eq!(numbers(&Grants::open(&path).unwrap(), 0), [1, 2], "what was released is read back");
+    }
+
+    #[test]
+    fn a_file_without_unposted_grants_keeps_the_newest_number_when_it_is_mended() {
+        let (_folder, path, grants) = opened();
+        grants.draw(&KEY, &ONE, 1, 0, 0).unwrap();
+        assert!(numbers(&grants, 1).is_empty());
+        grants.rewrite(&mut grants.lock()).unwrap();
+        let grants = Grants::open(&path).unwrap();
+        grants.draw(&KEY, &TWO, 1, 0, 0).unwrap();
+        assert_eq!(numbers(&grants, 1), [2]);
+    }
+
+    #[test]
     fn compaction_keeps_what_is_not_posted_and_the_newest_number() {
         let (_folder, path, grants) = opened();
         while grants.lock().length < FILE_BYTES_MAX {
@@ -307,6 +355,7 @@ mod tests {
             let record = write_item(&item);
             inner.file.write_all(&record).unwrap();
             (inner.length, inner.next) = (inner.length + record.len() as u64, number + 1);
+            inner.newest = Some(item.clone());
             inner.unposted.push_back(item);
         }
         let last = grants.lock().next - 1;

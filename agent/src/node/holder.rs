@@ -30,6 +30,8 @@ use std::time::Duration;
 const FRESH_PATIENCE: Duration = Duration::from_millis(1000);
 /// Time from a key's deletion to the erasure of its shards, milliseconds of the slower clock. Until then an administrator can have it undone.
 const DELETE_GRACE_MS: u64 = 24 * 3600 * 1000;
+/// Offers that a dealer may make per second, each of which costs a write to the disk; twice as many at once.
+const OFFERS_PER_SECOND_MAX: u32 = 200;
 /// How long a request from somebody who knows more of the ledger may wait for us to catch up.
 const CATCH_UP_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -55,6 +57,7 @@ pub struct Holder {
     shards: ShardStore,
     grants: Arc<Grants>,
     limit: RateLimit,
+    offers: RateLimit,
     /// Promotions and erasures go one at a time.
     sweeping: Mutex<()>,
 }
@@ -83,7 +86,8 @@ impl Holder {
     pub fn new(device: DeviceId, parts: Parts) -> Holder {
         let Parts { session, ledger, fresh, vault, shards, grants, releases_per_second_max } = parts;
         let limit = RateLimit::new(releases_per_second_max);
-        Holder { device, session, ledger, fresh, vault, shards, grants, limit, sweeping: Mutex::default() }
+        let offers = RateLimit::new(OFFERS_PER_SECOND_MAX);
+        Holder { device, session, ledger, fresh, vault, shards, grants, limit, offers, sweeping: Mutex::default() }
     }
 
     // --- releasing ----------------------------------------------------------------------------------------------------------
@@ -124,7 +128,9 @@ impl Holder {
     /// [`Refused`], with our head.
     pub fn release(&self, ask: &Release) -> Result<Share, Refused> {
         if !self.limit.take(&ask.requester, ask.uses, clock::boot_ms()) {
-            return Err(self.refused(Cause::Busy, "this device releases no faster; try again"));
+            let most = self.limit.per_second();
+            let text = format!("this device releases shards for at most {most} uses per second to one assembler");
+            return Err(self.refused(Cause::Busy, text));
         }
         let (view, shard, index) = self.judge(ask)?;
         let opened = self.opened(&view, ask, &shard)?;
@@ -133,6 +139,7 @@ impl Holder {
         self.grants
             .draw(&ask.key, &ask.requester, ask.uses, clocks.ledger_ms, posted)
             .map_err(|error| self.refused(Cause::Failed, with_cause(&error)))?;
+        self.judge_again(ask)?;
         Ok(Share { shard, index, value: opened })
     }
 
@@ -153,6 +160,14 @@ impl Holder {
             Ok(None) => Err(self.refused(Cause::Denied, "this device holds no shard of this key")),
             Err(denied) => Err(self.denied(&denied)),
         }
+    }
+
+    /// The vault and the disk take their time: what the ledger or an administrator has taken back meanwhile, is not released.
+    fn judge_again(&self, ask: &Release) -> Result<(), Refused> {
+        let clocks = self.fresh.clocks().map_err(|e| self.not_fresh(&e))?;
+        let view = self.ledger.view();
+        view.may_release(&ask.query(), &self.device, clocks).map_err(|denied| self.denied(&denied))?;
+        Ok(())
     }
 
     fn own_shard(&self, key: &Key) -> Option<(ShardId, u32)> {
@@ -214,6 +229,10 @@ impl Holder {
     /// # Errors
     /// [`Refused`]; nothing is kept then.
     pub fn accept(&self, key: &Key, dealer: &DeviceId, share: &Secret<64>) -> Result<Acceptance, Refused> {
+        if !self.offers.take(dealer, 1, clock::boot_ms()) {
+            let text = format!("this device takes at most {OFFERS_PER_SECOND_MAX} offers per second of one dealer");
+            return Err(self.refused(Cause::Busy, text));
+        }
         let clocks = self.fresh.ensure(FRESH_PATIENCE).map_err(|e| self.not_fresh(&e))?;
         let view = self.ledger.view();
         if clocks.ledger_ms.max(clocks.local_ms) > key.deadline_ms {
@@ -224,6 +243,9 @@ impl Holder {
         }
         if view.member(dealer).is_none() {
             return Err(self.refused(Cause::Denied, "the dealer is not a member"));
+        }
+        if view.tip.keys.contains_key(&key.id) {
+            return Err(self.refused(Cause::Denied, "the key is on the ledger already"));
         }
         if !self.vault.offers(key.policy.vault_opening) {
             return Err(
@@ -245,8 +267,17 @@ impl Holder {
             opening: key.policy.vault_opening,
             accepted: digest(key),
             deadline_ms: key.deadline_ms,
+            dealer: *dealer,
         };
-        self.shards.accept(&label, share).map_err(|error| self.refused(Cause::Failed, with_cause(&error)))?;
+        self.shards.accept(&label, share).map_err(|error| {
+            let cause = match error {
+                ShardError::Taken(_) => Cause::Denied,
+                ShardError::TooMany | ShardError::TooManyOfDealer => Cause::Busy,
+                _ => Cause::Failed,
+            };
+            tracing::warn!(%dealer, key = %key.id, error = with_cause(&error), "an offered shard is not kept");
+            self.refused(cause, with_cause(&error))
+        })?;
         let message = deal::acceptance_message(&view.effective.network, key, shard);
         Ok(Acceptance { device: self.device, signature: self.session.sign(&message).to_vec() })
     }
@@ -269,7 +300,7 @@ impl Holder {
         }
     }
 
-    /// Erases shards of deleted keys, at once in a network for development, elsewhere [`DELETE_GRACE_MS`] after this device saw the deletion.
+    /// Erases shards that are over by both clocks, and those of deleted keys: at once in a network for development, elsewhere [`DELETE_GRACE_MS`] after this device saw the deletion.
     pub fn erase_deleted(&self) {
         let view = self.ledger.view();
         let Ok(clocks) = self.fresh.clocks() else { return };
@@ -277,7 +308,12 @@ impl Holder {
         let now_ms = clocks.ledger_ms.min(clocks.local_ms);
         let _one = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
         for label in self.shards.active() {
-            if !view.effective.keys.get(&label.key).is_some_and(|k| k.deleted) {
+            let Some(key) = view.effective.keys.get(&label.key) else { continue };
+            if is_over(&key.record, &label.shard, now_ms) {
+                self.told("erase", &label, self.shards.erase(&label.shard));
+                continue;
+            }
+            if !key.deleted {
                 continue;
             }
             match self.shards.doomed(&label.shard, now_ms) {
@@ -342,6 +378,11 @@ fn fate(
     let is_past = round.ledger_ms.min(local_ms) > end;
     let is_absent = round.head.size <= tip.size() && !tip.keys.contains_key(&label.key);
     if is_past && is_absent { Fate::Drop } else { Fate::Wait }
+}
+
+/// Whether the shard is past its validity at `now_ms`, the time of the slower clock.
+fn is_over(key: &Key, shard: &ShardId, now_ms: u64) -> bool {
+    key.shards.iter().any(|s| s.id == *shard && s.valid_until_ms < now_ms)
 }
 
 /// What was accepted: the record without acceptances.

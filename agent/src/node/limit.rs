@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 /// Assemblers whose buckets are kept; beyond, full buckets are forgotten.
 const BUCKETS_MAX: usize = 4096;
 
-/// A bound for each assembler. A bucket holds what two seconds allow.
+/// A bound for each assembler. A bucket holds what two seconds allow; a request for more takes all of a full one.
 #[derive(Debug)]
 pub struct RateLimit {
     per_second: u32,
@@ -27,6 +27,11 @@ impl RateLimit {
         Self { per_second, buckets: Mutex::default() }
     }
 
+    /// The bound; 0: none.
+    pub fn per_second(&self) -> u32 {
+        self.per_second
+    }
+
     /// Whether `uses` more are allowed at `now_ms` (a clock that is never set back), and counts them if so.
     pub fn take(&self, device: &DeviceId, uses: u32, now_ms: u64) -> bool {
         if self.per_second == 0 {
@@ -39,7 +44,7 @@ impl RateLimit {
         }
         let bucket = buckets.entry(*device).or_insert(Bucket { level: full, at_ms: now_ms });
         let level = self.level(bucket, now_ms);
-        let cost = u64::from(uses) * 1000;
+        let cost = (u64::from(uses) * 1000).min(full);
         let allowed = cost <= level;
         *bucket = Bucket { level: if allowed { level - cost } else { level }, at_ms: now_ms };
         allowed
@@ -67,8 +72,10 @@ mod tests {
             (one, 1, 100, true),
             (one, 11, 1100, false),
             (one, 10, 1100, true),
-            (one, 21, 1_000_000, false),
-            (one, 20, 1_000_000, true),
+            (one, 21, 1_000_000, true),
+            (one, 1, 1_000_000, false),
+            (one, 500, 1_001_999, false),
+            (one, 500, 1_002_000, true),
         ] {
             assert_eq!(limit.take(&device, uses, at), allowed, "{uses} at {at}");
         }

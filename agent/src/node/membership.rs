@@ -53,7 +53,7 @@ enum DelegateError {
 impl Member {
     /// Where the device stands.
     pub fn phase(&self) -> Phase {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps the device a member with a valid session, until `stop` (which pauses so long). The body of a thread.

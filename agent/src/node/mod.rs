@@ -62,7 +62,6 @@ use mayfly_protocol::freshness::NotFresh;
 use mayfly_protocol::head::quorum;
 use mayfly_protocol::rules::{Clocks, Use};
 use mayfly_protocol::{DeviceId, Head, KeyId, Record, State};
-use mayfly_secmem::on_secret_stack;
 use membership::Member;
 use peers::{Peers, Server};
 use std::net::SocketAddr;
@@ -119,7 +118,7 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Usual time of its answers, microseconds.
     pub usual_us: Option<u64>,
-    /// Why it is not asked first at present.
+    /// Why it is not asked first at present, or not at all: a ban that was seen on sight, a lie as a witness.
     pub last_error: Option<String>,
 }
 
@@ -197,13 +196,15 @@ impl Node {
 
     // --- keys ---------------------------------------------------------------------------------------------------------------
 
-    /// Assembles the key (or takes it from its window) and runs `f` with it, once, on the secret stack.
+    /// Assembles the key (or takes it from its window) and lends it to `f`, once, on the caller's stack: what works on the bytes (the engine,
+    /// [`mayfly_crypto`]) goes to the secret stack itself and lets only plain values leave it (decision 0005), so that `f` may return what it
+    /// likes. An `f` that touches bytes itself does so inside [`mayfly_secmem::on_secret_stack`].
     ///
     /// # Errors
     /// [`KeyError`]; `f` did not run then.
     pub fn with_key<R>(&self, key: &KeyId, purpose: Use, f: impl FnOnce(&AssembledKey) -> R) -> Result<R, KeyError> {
         let key = self.keyring.obtain(key, purpose).map_err(|error| self.or_not_ready(error))?;
-        Ok(on_secret_stack(|| f(&key)))
+        Ok(f(&key))
     }
 
     /// Makes, deals and posts a key; returns when it is effective.
@@ -320,16 +321,20 @@ impl Node {
 
     /// The other members.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        let state = self.state();
+        let (banned, state) = (self.ledger.alarms().snapshot(), self.state());
         let others = state.devices.iter().filter(|(id, device)| **id != self.device && device.is_member());
         let status = |(id, device): (&DeviceId, &mayfly_protocol::state::Device)| {
             let standing = self.peers.standing(id);
+            let contradiction = || {
+                let size = self.fresh.contradiction_of(id)?;
+                Some(format!("as a witness it stated a head of {size} entries that contradicts this device's ledger"))
+            };
             PeerStatus {
                 device: *id,
                 name: device.name.clone(),
                 connected: standing.connected,
                 usual_us: standing.usual_us,
-                last_error: standing.failed,
+                last_error: banned.note(id).map(str::to_owned).or_else(contradiction).or(standing.failed),
             }
         };
         others.map(status).collect()

@@ -4,18 +4,18 @@
 //! two it is, is part of what is sealed with it, so a record that is moved from one table to the other does not open.
 
 use super::data::DataError;
-use super::vault::{Vault, VaultError};
+use super::vault::{SealingKeys, VaultError};
 use mayfly_crypto::enc;
 use mayfly_crypto::wrap::{self, WrapError};
 use mayfly_protocol::cbor;
 use mayfly_protocol::record::VaultOpening;
 use mayfly_protocol::{DeviceId, KeyId, ShardId};
-use mayfly_secmem::Secret;
+use mayfly_secmem::{Secret, ct_eq};
 use minicbor::{Decode, Encode};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Version of the records in the file.
 const VERSION: u8 = 1;
@@ -23,6 +23,8 @@ const VERSION: u8 = 1;
 const CACHE_BYTES: usize = 1 << 20;
 /// Most pending shards: what dealers have offered and not yet made a key of.
 pub const PENDING_MAX: usize = 4096;
+/// Most pending shards of one dealer: no dealer keeps others from making keys.
+pub const PENDING_PER_DEALER_MAX: usize = 512;
 
 const ACTIVE: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("active");
 const PENDING: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("pending");
@@ -53,6 +55,15 @@ pub enum ShardError {
     /// Too many offers at once.
     #[error("{PENDING_MAX} offered shards wait for their keys already")]
     TooMany,
+    /// Too many offers of one dealer at once.
+    #[error("{PENDING_PER_DEALER_MAX} shards that this dealer offered wait for their keys already")]
+    TooManyOfDealer,
+    /// A shard of this key is here, accepted under another record.
+    #[error("a shard of key {} was accepted already, as part of another record", .0.short())]
+    Taken(KeyId),
+    /// The vault does not give the same key twice.
+    #[error("the vault's next opening does not open the shard that was sealed just now")]
+    Unsteady,
     /// The vault.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -101,6 +112,9 @@ pub struct ShardLabel {
     /// Deadline of the acceptance, ledger time in milliseconds.
     #[n(7)]
     pub deadline_ms: u64,
+    /// Who offered it.
+    #[n(8)]
+    pub dealer: DeviceId,
 }
 
 /// A sealed shard.
@@ -122,9 +136,12 @@ struct Sealed {
 /// The store.
 pub struct ShardStore {
     device: DeviceId,
-    vault: Arc<Vault>,
+    vault: Arc<dyn SealingKeys>,
     path: PathBuf,
     db: Database,
+    /// For each key with a shard here, the digest of the record that was accepted. Held while the tables change, so that a check and what it
+    /// allows are one step.
+    accepted: Mutex<HashMap<KeyId, [u8; 32]>>,
     /// All records, still sealed: a release reads no disk.
     active: RwLock<HashMap<ShardId, Arc<Sealed>>>,
     pending: RwLock<HashMap<ShardId, Arc<Sealed>>>,
@@ -141,19 +158,29 @@ impl ShardStore {
     ///
     /// # Errors
     /// [`ShardError`]; a damaged record is left alone and counts as missing.
-    pub fn open(path: &Path, device: DeviceId, vault: Arc<Vault>) -> Result<ShardStore, ShardError> {
+    pub fn open(path: &Path, device: DeviceId, vault: Arc<dyn SealingKeys>) -> Result<ShardStore, ShardError> {
         let failed = |source| ShardError::Store { path: path.into(), source: Box::new(source) };
         let db = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|e| failed(e.into()))?;
         restrict(path)?;
-        let store =
-            ShardStore { device, vault, path: path.into(), db, active: RwLock::default(), pending: RwLock::default() };
+        let store = ShardStore {
+            device,
+            vault,
+            path: path.into(),
+            db,
+            accepted: Mutex::default(),
+            active: RwLock::default(),
+            pending: RwLock::default(),
+        };
         store.load().map_err(failed)?;
         Ok(store)
     }
 
     fn load(&self) -> Result<(), redb::Error> {
         let write = self.db.begin_write()?;
-        (write.open_table(ACTIVE)?, write.open_table(PENDING)?, write.open_table(DOOMED)?);
+        for table in [ACTIVE, PENDING] {
+            write.open_table(table)?;
+        }
+        write.open_table(DOOMED)?;
         write.commit()?;
         let read = self.db.begin_read()?;
         for (table, into) in [(ACTIVE, &self.active), (PENDING, &self.pending)] {
@@ -162,6 +189,7 @@ impl ShardStore {
                 let (id, bytes) = row?;
                 match cbor::from_exact::<Sealed>(bytes.value()) {
                     Ok(sealed) if sealed.version == VERSION && sealed.label.shard.0 == *id.value() => {
+                        self.accepted().insert(sealed.label.key, sealed.label.accepted);
                         into.insert(sealed.label.shard, Arc::new(sealed));
                     }
                     _ => tracing::error!(shard = %ShardId(*id.value()), "a shard's record is damaged"),
@@ -171,22 +199,66 @@ impl ShardStore {
         Ok(())
     }
 
-    /// Seals a shard as pending and saves it; on return it is on the disk.
+    /// Seals a shard as pending, sees that it opens again, and saves it; on return it is on the disk. One that is here already, accepted under
+    /// the same record, stays as it is: nothing ever takes the place of a shard for which this holder has signed.
     ///
     /// # Errors
-    /// [`ShardError`]; nothing is kept then.
+    /// [`ShardError`]; nothing has changed then.
     pub fn accept(&self, label: &ShardLabel, share: &Secret<64>) -> Result<(), ShardError> {
-        if self.pending.read().unwrap_or_else(PoisonError::into_inner).len() >= PENDING_MAX {
-            return Err(ShardError::TooMany);
+        if self.is_accepted(&self.accepted(), label)? {
+            return Ok(());
         }
         let sealed = self.seal(label, Standing::Pending, share)?;
+        self.opens_again(&sealed, share)?;
         let bytes = cbor::to_vec(&sealed);
-        self.transact(|write| {
-            write.open_table(PENDING)?.insert(&label.shard.0, bytes.as_slice())?;
-            Ok(())
+        let mut accepted = self.accepted();
+        if self.is_accepted(&accepted, label)? {
+            return Ok(());
+        }
+        let saved = self.transact(|write| {
+            // A record that could not be read is in no map; it is not overwritten either.
+            let mut pending = write.open_table(PENDING)?;
+            let taken =
+                pending.get(&label.shard.0)?.is_some() || write.open_table(ACTIVE)?.get(&label.shard.0)?.is_some();
+            if !taken {
+                pending.insert(&label.shard.0, bytes.as_slice())?;
+            }
+            Ok(!taken)
         })?;
+        if !saved {
+            return Err(ShardError::Taken(label.key));
+        }
+        accepted.insert(label.key, label.accepted);
         self.pending.write().unwrap_or_else(PoisonError::into_inner).insert(label.shard, Arc::new(sealed));
         Ok(())
+    }
+
+    /// Whether a shard of exactly this record is here; if none of its key is, whether there is room for one.
+    fn is_accepted(&self, accepted: &HashMap<KeyId, [u8; 32]>, label: &ShardLabel) -> Result<bool, ShardError> {
+        match accepted.get(&label.key) {
+            Some(digest) if *digest == label.accepted => return Ok(true),
+            Some(_) => return Err(ShardError::Taken(label.key)),
+            None => {}
+        }
+        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        if pending.len() >= PENDING_MAX {
+            return Err(ShardError::TooMany);
+        }
+        if pending.values().filter(|sealed| sealed.label.dealer == label.dealer).count() >= PENDING_PER_DEALER_MAX {
+            return Err(ShardError::TooManyOfDealer);
+        }
+        Ok(false)
+    }
+
+    /// Opens a record as a release will, by an opening of the vault of its own: what was sealed under a key that does not come again is no shard.
+    fn opens_again(&self, sealed: &Sealed, share: &Secret<64>) -> Result<(), ShardError> {
+        let key = self.vault.key_anew(sealed.vault_generation, sealed.label.opening)?;
+        let aad = self.aad(&sealed.label, sealed.vault_generation, sealed.standing);
+        let opened = wrap::open_fixed::<64>(&key, &aad, &sealed.blob).map_err(|error| match error {
+            WrapError::NotAuthentic => ShardError::Unsteady,
+            other => other.into(),
+        })?;
+        if ct_eq(opened.expose(), share.expose()) { Ok(()) } else { Err(ShardError::Unsteady) }
     }
 
     /// Makes a pending shard active: its key is on the ledger.
@@ -198,6 +270,7 @@ impl ShardStore {
         let share = self.unseal(&sealed)?;
         let active = self.seal(&sealed.label, Standing::Active, &share)?;
         let bytes = cbor::to_vec(&active);
+        let _unchanged = self.accepted();
         self.transact(|write| {
             write.open_table(ACTIVE)?.insert(&shard.0, bytes.as_slice())?;
             write.open_table(PENDING)?.remove(&shard.0)?;
@@ -213,8 +286,13 @@ impl ShardStore {
     /// # Errors
     /// [`ShardError::Store`].
     pub fn drop_pending(&self, shard: &ShardId) -> Result<(), ShardError> {
-        self.transact(|write| Ok(drop(write.open_table(PENDING)?.remove(&shard.0)?)))?;
-        self.pending.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
+        let mut accepted = self.accepted();
+        self.transact(|write| {
+            write.open_table(PENDING)?.remove(&shard.0)?;
+            Ok(())
+        })?;
+        let gone = self.pending.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
+        gone.map(|sealed| accepted.remove(&sealed.label.key));
         Ok(())
     }
 
@@ -223,12 +301,14 @@ impl ShardStore {
     /// # Errors
     /// [`ShardError::Store`].
     pub fn erase(&self, shard: &ShardId) -> Result<(), ShardError> {
+        let mut accepted = self.accepted();
         self.transact(|write| {
             write.open_table(ACTIVE)?.remove(&shard.0)?;
             write.open_table(DOOMED)?.remove(&shard.0)?;
             Ok(())
         })?;
-        self.active.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
+        let gone = self.active.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
+        gone.map(|sealed| accepted.remove(&sealed.label.key));
         Ok(())
     }
 
@@ -244,7 +324,10 @@ impl ShardStore {
         if let Some(since) = known().map_err(failed)? {
             return Ok(since);
         }
-        self.transact(|write| Ok(drop(write.open_table(DOOMED)?.insert(&shard.0, now_ms)?)))?;
+        self.transact(|write| {
+            write.open_table(DOOMED)?.insert(&shard.0, now_ms)?;
+            Ok(())
+        })?;
         Ok(now_ms)
     }
 
@@ -307,15 +390,19 @@ impl ShardStore {
         )
     }
 
-    fn transact(
+    fn accepted(&self) -> MutexGuard<'_, HashMap<KeyId, [u8; 32]>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn transact<T>(
         &self,
-        change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
-    ) -> Result<(), ShardError> {
+        change: impl FnOnce(&redb::WriteTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, ShardError> {
         let run = || {
             let write = self.db.begin_write()?;
-            change(&write)?;
+            let outcome = change(&write)?;
             write.commit()?; // durable: redb syncs before it returns
-            Ok(())
+            Ok(outcome)
         };
         run().map_err(|source| ShardError::Store { path: self.path.clone(), source: Box::new(source) })
     }
@@ -334,3 +421,6 @@ fn restrict(path: &Path) -> Result<(), DataError> {
     let mode = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(path, mode).map_err(DataError::io("cannot restrict", path))
 }
+
+#[cfg(test)]
+mod tests;

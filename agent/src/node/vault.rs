@@ -44,6 +44,24 @@ pub enum VaultError {
     },
 }
 
+/// Where the keys that seal shards at rest come from: the vault.
+pub trait SealingKeys: Send + Sync {
+    /// The committed generation of vault keys.
+    fn generation(&self) -> u64;
+
+    /// The vault key of this generation for this kind of opening. Let go of it as soon as the shard is open.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    fn key(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError>;
+
+    /// The same key by an opening of its own, where there is more than one in the life of the agent: what a later release will get.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    fn key_anew(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError>;
+}
+
 /// The vault of this device.
 pub struct Vault {
     plugin: VaultPlugin,
@@ -167,24 +185,11 @@ impl Vault {
         self.tiers.contains(&tier(opening))
     }
 
-    /// The vault key of this generation for this kind of opening. Let go of it as soon as the shard is open.
-    ///
-    /// # Errors
-    /// [`VaultError`].
-    pub fn key(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
+    fn check(&self, generation: u64, opening: VaultOpening) -> Result<(), VaultError> {
         if generation != self.generation {
             return Err(VaultError::Generation { sealed: generation, now: self.generation });
         }
-        if !self.offers(opening) {
-            return Err(VaultError::Tier(opening));
-        }
-        match opening {
-            VaultOpening::Boot => Ok(self.boot.clone()),
-            VaultOpening::Window => self.window_key(),
-            VaultOpening::PerRelease => {
-                self.per_release.key(|| self.plugin.open_key(self.generation, Tier::PerRelease))
-            }
-        }
+        if self.offers(opening) { Ok(()) } else { Err(VaultError::Tier(opening)) }
     }
 
     fn window_key(&self) -> Result<Arc<Secret<32>>, VaultError> {
@@ -204,6 +209,32 @@ impl Vault {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         if window.as_ref().is_some_and(|(_, until)| *until <= Instant::now()) {
             *window = None;
+        }
+    }
+}
+
+impl SealingKeys for Vault {
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn key(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
+        self.check(generation, opening)?;
+        match opening {
+            VaultOpening::Boot => Ok(self.boot.clone()),
+            VaultOpening::Window => self.window_key(),
+            VaultOpening::PerRelease => {
+                self.per_release.key(|| self.plugin.open_key(self.generation, Tier::PerRelease))
+            }
+        }
+    }
+
+    fn key_anew(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
+        self.check(generation, opening)?;
+        match opening {
+            VaultOpening::Boot => Ok(self.boot.clone()),
+            VaultOpening::Window => Ok(Arc::new(self.plugin.open_key(generation, Tier::Window)?)),
+            VaultOpening::PerRelease => Ok(Arc::new(self.plugin.open_key(generation, Tier::PerRelease)?)),
         }
     }
 }

@@ -459,10 +459,13 @@ impl State {
                 self.forget_sessions(&r.device, 0);
                 self.with_device(&r.device, |d| d.membership = Membership::Banned);
             }
-            Record::Unban(r) => self.with_device(&r.device, |d| {
-                d.membership = Membership::Member;
-                d.roles.clear(); // roles are granted anew
-            }),
+            Record::Unban(r) => {
+                self.unbans.insert(r.device, index);
+                self.with_device(&r.device, |d| {
+                    d.membership = Membership::Member;
+                    d.roles.clear(); // roles are granted anew
+                });
+            }
         }
     }
 

@@ -105,14 +105,14 @@ pub enum NotFresh {
         /// What we have.
         ours: u64,
     },
-    /// A witness signed a head that contradicts ours: one of the two ledgers is forged.
+    /// So many witnesses signed heads that contradict ours that the others are no quorum: one of the two ledgers is forged.
     #[error(
-        "witness {witness} stated a head of {size} entries that contradicts this device's ledger: the ledger has forked"
+        "{witnesses} stated a head of {size} entries that contradicts this device's ledger: the ledger has forked, or they lie"
     )]
     Fork {
-        /// Name of the witness.
-        witness: String,
-        /// Size of the head.
+        /// Names of the witnesses.
+        witnesses: String,
+        /// Size of the first one's head.
         size: u64,
     },
 }
@@ -129,6 +129,9 @@ pub enum StatementRefused {
     /// The signature does not fit the witness's session key, our nonce, or the rest.
     #[error("signature does not verify")]
     Signature,
+    /// The witness's session is over: what its key says proves nothing about now.
+    #[error("the witness's session key has expired")]
+    Expired,
 }
 
 /// One round: a nonce and the statements that answer it.
@@ -191,12 +194,18 @@ impl Round {
         FreshAsk { nonce: self.nonce, head }
     }
 
-    /// Takes a statement that came in at `boot_ms`. The signature is checked against the witness's newest session in `tip`; delegations
-    /// are signed by identity keys, so `tip` need not be witnessed.
+    /// Takes a statement that came in at `boot_ms`, when the wall clock showed `local_ms`. The signature is checked against the witness's
+    /// newest session in `tip`, which must not be over; delegations are signed by identity keys, so `tip` need not be witnessed.
     ///
     /// # Errors
     /// [`StatementRefused`]; the round goes on without it.
-    pub fn take(&mut self, tip: &State, statement: &Statement, boot_ms: u64) -> Result<(), StatementRefused> {
+    pub fn take(
+        &mut self,
+        tip: &State,
+        statement: &Statement,
+        local_ms: u64,
+        boot_ms: u64,
+    ) -> Result<(), StatementRefused> {
         let session = tip.devices.get(&statement.witness).and_then(|d| d.session());
         let message = statement_message(
             &self.network,
@@ -209,6 +218,9 @@ impl Round {
         let good = session.is_some_and(|s| s.key.verify(&message, &statement.signature).is_ok());
         if statement.witness == self.requester || !good {
             return Err(StatementRefused::Signature);
+        }
+        if session.is_none_or(|s| s.not_after_ms < local_ms) {
+            return Err(StatementRefused::Expired);
         }
         self.count(statement.witness, statement.head, statement.time_ms, boot_ms)
     }
@@ -225,11 +237,23 @@ impl Round {
         if !self.witnesses.contains(&witness) {
             return Err(StatementRefused::NotWitness);
         }
-        if self.statements.iter().any(|s| s.witness == witness) {
+        if self.has_answered(&witness) {
             return Err(StatementRefused::Twice);
         }
         self.statements.push(Stated { witness, head, time_ms, boot_ms });
         Ok(())
+    }
+
+    /// Whether a statement of this witness was counted.
+    pub fn has_answered(&self, witness: &DeviceId) -> bool {
+        self.statements.iter().any(|s| s.witness == *witness)
+    }
+
+    /// The witnesses who stated a head that contradicts `tip`, and the sizes of these heads. Such a word proves nothing: no gateway and no
+    /// other witness stands behind it. It does not count, and its witness is to be named.
+    pub fn contradicting(&self, tip: &State) -> Vec<(DeviceId, u64)> {
+        let contradicts = |s: &&Stated| matches!(relation(tip, &s.head), Relation::Contradicts);
+        self.statements.iter().filter(contradicts).map(|s| (s.witness, s.head.size)).collect()
     }
 
     /// What the statements so far say about `tip`, our newest verified state.
@@ -240,12 +264,11 @@ impl Round {
             match relation(tip, &stated.head) {
                 Relation::Contained => known.push(*stated),
                 Relation::Ahead => ahead.push(stated.head.size),
-                Relation::TooOld => {}
-                Relation::Contradicts => {
-                    let witness = tip.device_name(&stated.witness);
-                    return Verdict::Not(NotFresh::Fork { witness, size: stated.head.size });
-                }
+                Relation::TooOld | Relation::Contradicts => {}
             }
+        }
+        if let Some(fork) = self.fork(tip) {
+            return Verdict::Not(fork);
         }
         if known.len() < self.needed {
             return Verdict::Not(self.short_of(tip, known.len(), ahead));
@@ -255,6 +278,17 @@ impl Round {
             Err(skewed @ NotFresh::Skew { .. }) => Verdict::Not(skewed),
             _ => Verdict::Fresh(freshness),
         }
+    }
+
+    /// One liar is outvoted; when the witnesses that do not contradict are no quorum, there is nobody left to believe.
+    fn fork(&self, tip: &State) -> Option<NotFresh> {
+        let contradicting = self.contradicting(tip);
+        let size = contradicting.first()?.1;
+        if self.witnesses.len() - contradicting.len() >= self.needed {
+            return None;
+        }
+        let names: Vec<_> = contradicting.iter().map(|(witness, _)| tip.device_name(witness)).collect();
+        Some(NotFresh::Fork { witnesses: names.join(", "), size })
     }
 
     /// What is missing: knowledge that some witnesses have, or witnesses.

@@ -38,6 +38,8 @@ pub struct State {
     pub grants: OrdMap<DeviceId, u64>,
     /// Who delegated each session key that is kept in [`Device::sessions`]: no key speaks for two devices.
     pub(crate) session_owners: OrdMap<[u8; 32], DeviceId>,
+    /// Index of the newest UNBAN of each device.
+    pub(crate) unbans: OrdMap<DeviceId, u64>,
     pub(crate) frontier: Frontier,
     pub(crate) recent: Vector<(Head, u64)>,
 }
@@ -236,6 +238,11 @@ impl State {
 
     fn with_role(&self, role: DeviceRole) -> Vec<DeviceId> {
         self.devices.iter().filter(|(_, d)| d.has_role(role)).map(|(id, _)| *id).collect()
+    }
+
+    /// Index of the newest UNBAN of a device, if there ever was one.
+    pub fn unbanned_at(&self, id: &DeviceId) -> Option<u64> {
+        self.unbans.get(id).copied()
     }
 
     /// A device's name, or the start of its id.

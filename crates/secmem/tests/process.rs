@@ -246,9 +246,8 @@ fn large_blocks_go_back_to_the_kernel() {
         const BLOCK_BYTES: usize = 19 * 1024 * 1024;
         harden_process().unwrap();
         for _ in 0..3 {
-            let threads: Vec<_> = (0..4)
-                .map(|_| std::thread::spawn(|| drop(std::hint::black_box(vec![1u8; BLOCK_BYTES]))))
-                .collect();
+            let threads: Vec<_> =
+                (0..4).map(|_| std::thread::spawn(|| drop(std::hint::black_box(vec![1u8; BLOCK_BYTES])))).collect();
             threads.into_iter().for_each(|thread| thread.join().unwrap());
         }
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -36,8 +36,10 @@ pub(super) struct Conn {
     stage: Stage,
     began: Instant,
     next_id: u64,
-    /// Answers that nobody waits for any more.
-    late: u32,
+    /// The question that is waited for.
+    awaited: Option<u64>,
+    /// Questions whose answers may still come, though nobody waits for them any more.
+    given_up: Vec<u64>,
 }
 
 impl Conn {
@@ -53,7 +55,8 @@ impl Conn {
             Err(error) => return Err(std::io::Error::from(error).into()),
         }
         let link = Link::new(TcpStream::from(socket), rustls::Connection::Client(session))?;
-        Ok(Conn { device, key, link, stage: Stage::Connecting, began: Instant::now(), next_id: 1, late: 0 })
+        let (stage, began, (awaited, given_up)) = (Stage::Connecting, Instant::now(), Default::default());
+        Ok(Conn { device, key, link, stage, began, next_id: 1, awaited, given_up })
     }
 
     pub(super) fn device(&self) -> DeviceId {
@@ -66,12 +69,12 @@ impl Conn {
 
     /// Whether it may be used for another question: ready, for this session key, not too old, not full of unanswered questions.
     pub(super) fn is_usable(&self, key: &PublicKey) -> bool {
-        self.is_ready() && self.key == *key && self.began.elapsed() < CONNECTION_AGE_MAX && self.late == 0
+        self.is_ready() && self.key == *key && self.began.elapsed() < CONNECTION_AGE_MAX && self.late() == 0
     }
 
     /// Unanswered questions that nobody waits for.
-    pub(super) fn late(&self) -> u32 {
-        self.late
+    pub(super) fn late(&self) -> usize {
+        self.given_up.len()
     }
 
     pub(super) fn age(&self) -> std::time::Duration {
@@ -84,7 +87,7 @@ impl Conn {
 
     /// A question will not be waited for any longer; its answer, when it comes, is thrown away.
     pub(super) fn give_up(&mut self) {
-        self.late += 1;
+        self.given_up.extend(self.awaited.take());
     }
 
     /// The inner envelope, once ready.
@@ -152,26 +155,28 @@ impl Conn {
         Ok(())
     }
 
-    /// Sends a question; its number.
-    pub(super) fn ask(&mut self, ask: Ask) -> Result<u64, LinkError> {
+    /// Sends a question, whose answer is waited for from now on.
+    pub(super) fn ask(&mut self, ask: Ask) -> Result<(), LinkError> {
         let id = self.next_id;
         self.next_id += 1;
-        self.link.send(&Request { id, ask }.frame())?;
-        Ok(id)
+        self.give_up();
+        self.awaited = Some(id);
+        self.link.send(&Request { id, ask }.frame())
     }
 
-    /// The next answer that is here, to whichever question that is still waited for.
+    /// The answer that is waited for, if it is here. Answers to questions that were given up are thrown away, each once; any other is an
+    /// error, so no more frames are read than questions are outstanding.
     pub(super) fn answer(&mut self) -> Result<Option<Answer>, LinkError> {
-        self.link.flush()?;
-        match self.link.frame()? {
-            Some(frame) => Ok(Some(Answer::from_bytes(&frame)?)),
-            None => Ok(None),
+        while let Some(frame) = self.link.frame()? {
+            let answer = Answer::from_bytes(&frame)?;
+            if self.awaited == Some(answer.id) {
+                self.awaited = None;
+                return Ok(Some(answer));
+            }
+            let at = self.given_up.iter().position(|id| *id == answer.id).ok_or(LinkError::Unasked)?;
+            self.given_up.swap_remove(at);
         }
-    }
-
-    /// An answer came that nobody waits for.
-    pub(super) fn late_answer_came(&mut self) {
-        self.late = self.late.saturating_sub(1);
+        Ok(None)
     }
 
     #[cfg(test)]

@@ -30,8 +30,8 @@ pub struct Exchange<'p, 'a> {
 struct Asked<'a> {
     conn: Option<Conn>,
     question: Question<'a>,
-    /// Number of the question, once it is out.
-    id: Option<u64>,
+    /// The question is out.
+    sent: bool,
     began: Instant,
     /// The connection had been used before: that it is dead says nothing about the device.
     reused: bool,
@@ -53,7 +53,7 @@ impl<'p, 'a> Exchange<'p, 'a> {
     pub fn ask(&mut self, device: DeviceId, question: Question<'a>) {
         match self.peers.take(&device, false) {
             Ok((conn, reused)) => {
-                let asked = Asked { conn: Some(conn), question, id: None, began: Instant::now(), reused };
+                let asked = Asked { conn: Some(conn), question, sent: false, began: Instant::now(), reused };
                 self.asked.push(asked);
                 // The question is on its way before the next device is thought of.
                 let at = self.asked.len() - 1;
@@ -96,6 +96,9 @@ impl<'p, 'a> Exchange<'p, 'a> {
     }
 
     fn sleep(&self, until: Instant) -> bool {
+        if Instant::now() >= until {
+            return false; // also when a peer sends without end
+        }
         let watched: Vec<_> = self.asked.iter().filter_map(|a| a.conn.as_ref()).map(Conn::watch).collect();
         wait_any(&watched, until).unwrap_or(false)
     }
@@ -119,8 +122,8 @@ impl<'p, 'a> Exchange<'p, 'a> {
         };
         asked.began = Instant::now();
         match conn.ask(ask) {
-            Ok(id) => {
-                asked.id = Some(id);
+            Ok(()) => {
+                asked.sent = true;
                 Progress::Pending
             }
             Err(error) => Progress::Failed(error),
@@ -128,22 +131,18 @@ impl<'p, 'a> Exchange<'p, 'a> {
     }
 
     fn progress(&mut self, at: usize) -> Progress {
-        if self.asked.get(at).is_some_and(|a| a.id.is_none()) {
+        if self.asked.get(at).is_some_and(|a| !a.sent) {
             return self.send(at);
         }
         let Some(asked) = self.asked.get_mut(at) else { return Progress::Pending };
         let Some(conn) = asked.conn.as_mut() else { return Progress::Failed(LinkError::Closed) };
-        loop {
-            match conn.answer() {
-                Ok(None) => return Progress::Pending,
-                Ok(Some(answer)) if Some(answer.id) == asked.id => {
-                    return match answer.reply {
-                        Reply::Refused(Refused { cause: Cause::Session, .. }) => Progress::Failed(LinkError::NotMember),
-                        reply => Progress::Answered(reply),
-                    };
-                }
-                Ok(Some(_)) => conn.late_answer_came(),
-                Err(error) => return Progress::Failed(error),
+        match conn.answer().map(|answer| answer.map(|a| a.reply)) {
+            Ok(None) => Progress::Pending,
+            Ok(Some(Reply::Refused(Refused { cause: Cause::Session, .. }))) => Progress::Failed(LinkError::NotMember),
+            Ok(Some(reply)) => Progress::Answered(reply),
+            Err(error) => {
+                asked.reused &= !matches!(error, LinkError::Unasked); // a lie, not a connection that died
+                Progress::Failed(error)
             }
         }
     }
@@ -168,7 +167,7 @@ impl<'p, 'a> Exchange<'p, 'a> {
         if asked.reused
             && let Ok((conn, _)) = self.peers.take(&device, true)
         {
-            self.asked.push(Asked { conn: Some(conn), id: None, reused: false, ..asked });
+            self.asked.push(Asked { conn: Some(conn), sent: false, reused: false, ..asked });
             return;
         }
         self.lose(device, error.to_string());
@@ -188,9 +187,7 @@ impl Drop for Exchange<'_, '_> {
             if asked.began.elapsed() > HEDGE_MIN + self.peers.usual(&conn.device()) {
                 self.peers.failed(&conn.device(), &LinkError::Late.to_string());
             }
-            if asked.id.is_some() {
-                conn.give_up();
-            }
+            conn.give_up();
             self.peers.give_back(conn);
         }
     }

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 /// Received bytes are taken from TLS in pieces of this size.
 const PIECE_BYTES: usize = 4096;
+/// Reads in one look for a frame: a peer that sends faster than it is read from does not keep a thread beyond its deadlines.
+const READS_MAX: usize = 64;
+/// How long what was queued may wait until the other side has taken all of it.
+const UNSENT_MAX: Duration = Duration::from_secs(10);
 /// A buffer that grew beyond this is given back when it is empty.
 const IDLE_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -30,6 +34,12 @@ pub(super) enum LinkError {
     /// Key agreement, or a sealed share.
     #[error("envelope: {0}")]
     Envelope(#[from] mayfly_crypto::envelope::EnvelopeError),
+    /// It does not read what it asked for.
+    #[error("the peer does not take what was sent to it")]
+    Stuck,
+    /// It answered something that it was not asked, or answered twice.
+    #[error("the peer sent an answer to no question")]
+    Unasked,
     /// It took too long.
     #[error("no answer in time")]
     Late,
@@ -46,6 +56,8 @@ pub(super) struct Link {
     plain: Vec<u8>,
     taken: usize,
     closed: bool,
+    /// Since when something waits to be sent.
+    unsent_since: Option<Instant>,
 }
 
 impl Link {
@@ -53,7 +65,7 @@ impl Link {
     pub(super) fn new(tcp: TcpStream, tls: rustls::Connection) -> io::Result<Link> {
         tcp.set_nonblocking(true)?;
         tcp.set_nodelay(true)?;
-        Ok(Link { tcp, tls, plain: Vec::new(), taken: 0, closed: false })
+        Ok(Link { tcp, tls, plain: Vec::new(), taken: 0, closed: false, unsent_since: None })
     }
 
     pub(super) fn tls(&self) -> &rustls::Connection {
@@ -85,12 +97,19 @@ impl Link {
                 Err(e) => return Err(e.into()),
             }
         }
+        if !self.tls.wants_write() {
+            self.unsent_since = None;
+        } else if self.unsent_since.get_or_insert_with(Instant::now).elapsed() > UNSENT_MAX {
+            return Err(LinkError::Stuck);
+        }
         Ok(())
     }
 
-    /// The next frame's content, if it is here whole. Reads what the socket has, no more than it takes.
+    /// Sends what is queued, then: the next frame's content, if it is here whole. Reads what the socket has, no more than it takes and
+    /// not for ever: `None` may also mean that there is more to read.
     pub(super) fn frame(&mut self) -> Result<Option<Vec<u8>>, LinkError> {
-        loop {
+        self.flush()?;
+        for _ in 0..READS_MAX {
             if let Some(frame) = self.take_frame()? {
                 return Ok(Some(frame));
             }
@@ -101,12 +120,17 @@ impl Link {
                 return Ok(None);
             }
         }
+        self.take_frame()
     }
 
     /// Goes on with the handshake as far as it goes now. True when it is complete.
     pub(super) fn shake(&mut self) -> Result<bool, LinkError> {
         self.flush()?;
-        while self.tls.is_handshaking() {
+        for _ in 0..READS_MAX {
+            if !self.tls.is_handshaking() {
+                self.flush()?;
+                return Ok(true);
+            }
             if self.closed {
                 return Err(LinkError::Closed);
             }
@@ -114,8 +138,7 @@ impl Link {
                 return Ok(false);
             }
         }
-        self.flush()?;
-        Ok(true)
+        Ok(false)
     }
 
     fn take_frame(&mut self) -> Result<Option<Vec<u8>>, LinkError> {
@@ -173,9 +196,20 @@ impl Link {
         Ok(())
     }
 
-    /// Waits until something can be read (or sent, if something is queued). False: not until `deadline`.
+    /// Waits until something can be read (or sent, if something is queued). False: `deadline` is over (or the time for what is queued),
+    /// whether or not something could.
     pub(super) fn wait(&self, deadline: Instant) -> io::Result<bool> {
+        let deadline = self.unsent_since.map_or(deadline, |since| deadline.min(since + UNSENT_MAX));
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
         wait_any(&[(self.as_fd(), self.interest())], deadline)
+    }
+
+    /// As if what is queued had waited for as long as it may.
+    #[cfg(test)]
+    pub(super) fn age_for_test(&mut self) {
+        self.unsent_since = Instant::now().checked_sub(UNSENT_MAX + Duration::from_millis(1));
     }
 
     /// Says goodbye; what cannot be sent at once is not.

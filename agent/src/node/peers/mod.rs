@@ -14,6 +14,7 @@ mod exchange;
 mod link;
 mod pool;
 mod server;
+mod table;
 mod tls;
 
 pub use exchange::{Exchange, Outcome};
@@ -39,8 +40,12 @@ pub const SERVED_AGE_MAX: Duration = Duration::from_secs(600);
 pub const CONNECTIONS_PER_PEER_MAX: usize = 48;
 /// Most connections of one device that are served.
 pub const SERVED_PER_PEER_MAX: usize = 64;
-/// Most connections whose opener has not proved a key yet.
-pub const UNPROVED_MAX: usize = 32;
+/// Longest time until TLS is done, on the serving side: anybody may open a connection and say nothing.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most connections whose opener has not proved a key yet; beyond, the oldest one of the busiest address makes room.
+pub const UNPROVED_MAX: usize = 128;
+/// Most of these from one address (an IPv6 network of 64 bits counts as one); beyond, its oldest one makes room.
+pub const UNPROVED_PER_ADDRESS_MAX: usize = SERVED_PER_PEER_MAX;
 
 /// What connections need to know of the verified ledger.
 pub trait Directory: Send + Sync + std::fmt::Debug {

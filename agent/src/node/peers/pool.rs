@@ -260,8 +260,9 @@ impl Peer {
         while let Some(before) = at.checked_sub(1) {
             at = before;
             match drain(idle.get_mut(at)?) {
-                Err(_) => {
+                Err(error) => {
                     self.open.fetch_sub(1, Ordering::Relaxed);
+                    self.lied(&error);
                     idle.swap_remove(at).close();
                 }
                 Ok(()) if idle.get(at)?.is_usable(key) => return Some(idle.swap_remove(at)),
@@ -297,13 +298,21 @@ impl Peer {
 
     fn wants_connection(&self) -> bool {
         let mut idle = lock(&self.idle);
+        let drained = |conn: &mut Conn| drain(conn).inspect_err(|error| self.lied(error)).is_ok();
         let gone: Vec<Conn> =
-            idle.extract_if(.., |conn| drain(conn).is_err() || (conn.late() > 0 && conn.age() > LATE_MAX)).collect();
+            idle.extract_if(.., |conn| !drained(conn) || (conn.late() > 0 && conn.age() > LATE_MAX)).collect();
         self.open.fetch_sub(gone.len(), Ordering::Relaxed);
         gone.into_iter().for_each(Conn::close);
         let health = lock(&self.health);
         let due = health.retry_at.is_none_or(|at| at <= Instant::now());
         due && (health.failed.is_some() || self.open.load(Ordering::Relaxed) == 0)
+    }
+
+    /// A connection that died while nobody used it says nothing about the device; an answer that nobody asked for does.
+    fn lied(&self, error: &LinkError) {
+        if matches!(error, LinkError::Unasked) {
+            self.failed(&error.to_string());
+        }
     }
 
     fn answered(&self, took: Duration) {
@@ -330,12 +339,9 @@ impl Peer {
     }
 }
 
-/// Reads answers that nobody waits for any more.
+/// Reads answers that nobody waits for any more: no more of them than were given up.
 fn drain(conn: &mut Conn) -> Result<(), LinkError> {
-    while conn.answer()?.is_some() {
-        conn.late_answer_came();
-    }
-    Ok(())
+    conn.answer().map(drop)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

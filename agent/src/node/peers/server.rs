@@ -2,15 +2,15 @@
 
 use super::conn::exporter;
 use super::link::{Link, LinkError};
+use super::table::{Admission, Table};
 use super::tls::{self, Tls};
-use super::{Local, OPEN_TIMEOUT, Peers, SERVED_AGE_MAX, SERVED_PER_PEER_MAX, UNPROVED_MAX};
+use super::{HANDSHAKE_TIMEOUT, Local, OPEN_TIMEOUT, Peers, SERVED_AGE_MAX, SERVED_PER_PEER_MAX};
 use mayfly_crypto::envelope::{Ephemeral, Session};
 use mayfly_crypto::sign::PublicKey;
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::peer::{self, Answer, Ask, Cause, Hello, Message, Refused, Reply, Request};
-use std::collections::HashMap;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,16 +41,7 @@ pub struct Server {
     local: Local,
     tls: Arc<rustls::ServerConfig>,
     service: Arc<dyn Service>,
-    connections_max: usize,
-    unproved: AtomicUsize,
-    served: Mutex<HashMap<u64, Served>>,
-    next: Mutex<u64>,
-}
-
-struct Served {
-    caller: Option<Caller>,
-    /// A second handle, to end the connection from another thread.
-    socket: TcpStream,
+    served: Mutex<Table>,
 }
 
 impl Server {
@@ -58,8 +49,7 @@ impl Server {
     pub fn new(peers: &Peers, service: Arc<dyn Service>, connections_max: usize) -> Arc<Server> {
         let local = peers.local().clone();
         let tls = Arc::new(Tls::server(peers.tls(), local.directory.clone()));
-        let (unproved, served, next) = Default::default();
-        Arc::new(Server { local, tls, service, connections_max, unproved, served, next })
+        Arc::new(Server { local, tls, service, served: Mutex::new(Table::new(connections_max)) })
     }
 
     /// Accepts connections until `shutdown` is set. The body of a thread.
@@ -84,10 +74,7 @@ impl Server {
 
     /// Ends the connections of callers that `which` names (and of those not known yet, when all are meant).
     pub fn end(&self, which: impl Fn(Option<&Caller>) -> bool) {
-        for served in self.served().values().filter(|s| which(s.caller.as_ref())) {
-            // The thread that serves it sees the end and tidies up; one that is gone already needs nothing.
-            let _ = served.socket.shutdown(Shutdown::Both);
-        }
+        self.served().end(which);
     }
 
     /// Ends connections whose caller is no member any more, or has a newer session.
@@ -98,7 +85,7 @@ impl Server {
 
     /// Who has a connection.
     pub fn callers(&self) -> Vec<Caller> {
-        self.served().values().filter_map(|s| s.caller.clone()).collect()
+        self.served().callers().cloned().collect()
     }
 
     /// Connections that are open.
@@ -106,24 +93,16 @@ impl Server {
         self.served().len()
     }
 
-    fn served(&self) -> MutexGuard<'_, HashMap<u64, Served>> {
+    fn served(&self) -> MutexGuard<'_, Table> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn admit(self: &Arc<Self>, socket: TcpStream, from: SocketAddr) {
-        let full = self.count() >= self.connections_max || self.unproved.load(Ordering::Relaxed) >= UNPROVED_MAX;
         let Ok(second) = socket.try_clone() else { return };
-        if full {
+        let Admission::Admitted(number) = self.served().admit(from.ip(), second) else {
             tracing::warn!(%from, "too many connections of peers; one is refused");
             return;
-        }
-        let number = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            *next += 1;
-            *next
         };
-        self.served().insert(number, Served { caller: None, socket: second });
-        self.unproved.fetch_add(1, Ordering::Relaxed);
         let server = self.clone();
         let thread = std::thread::Builder::new().name("peer".into()).stack_size(STACK_BYTES).spawn(move || {
             mayfly_secmem::mask_signals_on_this_thread();
@@ -131,38 +110,37 @@ impl Server {
                 Ok(()) | Err(LinkError::Closed) => tracing::debug!(%from, "a peer's connection ended"),
                 Err(error) => tracing::info!(%from, %error, "a peer's connection ended"),
             }
-            server.served().remove(&number);
+            server.served().remove(number);
         });
         if let Err(error) = thread {
             tracing::warn!(%error, "no thread for a peer's connection");
-            self.unproved.fetch_sub(1, Ordering::Relaxed);
-            self.served().remove(&number);
+            self.served().remove(number);
         }
     }
 
     fn serve(&self, socket: TcpStream, number: u64) -> Result<(), LinkError> {
-        let opened = self.open(socket, number);
-        self.unproved.fetch_sub(1, Ordering::Relaxed);
-        let (mut link, caller, mut session) = opened?;
+        let (mut link, caller, mut session) = self.open(socket, number)?;
         let end = Instant::now() + SERVED_AGE_MAX;
-        loop {
+        while Instant::now() < end {
             match link.frame()? {
                 Some(frame) => self.one(&mut link, &caller, &mut session, &frame)?,
-                None if Instant::now() >= end => return Ok(link.close()),
                 None => {
                     link.wait(end)?;
                 }
             }
         }
+        link.close();
+        Ok(())
     }
 
-    /// TLS, greetings, envelope: before [`OPEN_TIMEOUT`] or not at all.
+    /// TLS before [`HANDSHAKE_TIMEOUT`], greetings and envelope before [`OPEN_TIMEOUT`], or not at all.
     fn open(&self, socket: TcpStream, number: u64) -> Result<(Link, Caller, Session), LinkError> {
-        let deadline = Instant::now() + OPEN_TIMEOUT;
+        let began = Instant::now();
+        let (handshake_end, deadline) = (began + HANDSHAKE_TIMEOUT, began + OPEN_TIMEOUT);
         let tls = rustls::ServerConnection::new(self.tls.clone())?;
         let mut link = Link::new(socket, rustls::Connection::Server(tls))?;
         while !link.shake()? {
-            if !link.wait(deadline)? {
+            if !link.wait(handshake_end)? {
                 return Err(LinkError::Late);
             }
         }
@@ -188,14 +166,10 @@ impl Server {
 
     fn register(&self, number: u64, caller: &Caller) -> Result<(), LinkError> {
         let mut served = self.served();
-        let of_this_device = served.values().filter(|s| s.caller.as_ref().is_some_and(|c| c.device == caller.device));
-        if of_this_device.count() >= SERVED_PER_PEER_MAX {
+        if served.callers().filter(|c| c.device == caller.device).count() >= SERVED_PER_PEER_MAX {
             return Err(std::io::Error::other("this device has too many connections already").into());
         }
-        if let Some(entry) = served.get_mut(&number) {
-            entry.caller = Some(caller.clone());
-        }
-        Ok(())
+        if served.prove(number, caller.clone()) { Ok(()) } else { Err(LinkError::Closed) }
     }
 
     /// One question. Membership is looked up for each: a ban takes effect in the middle of a connection.

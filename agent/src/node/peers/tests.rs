@@ -1,5 +1,7 @@
 //! Two agents' connections, over a directory that is a table.
 
+mod hostile;
+
 use super::conn::Conn;
 use super::link::Link;
 use super::*;

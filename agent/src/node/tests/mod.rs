@@ -1,6 +1,7 @@
 //! The node as a whole: a gateway, real vaults, real peers.
 
 mod figures;
+mod holders;
 mod net;
 
 use super::*;

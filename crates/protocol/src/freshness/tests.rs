@@ -71,7 +71,7 @@ fn verdict(state: &State, keys: &[Ed25519Secret], said: &[(u8, u64, u64)]) -> Ve
     let mut round = round(state);
     for (witness, size, time_ms) in said {
         let head = state.recent_head(*size).map_or(Head { size: *size, ..Head::default() }, |h| h.0);
-        round.take(state, &statement(state, keys, *witness, head, *time_ms), 1_100).unwrap();
+        round.take(state, &statement(state, keys, *witness, head, *time_ms), WALL, 1_100).unwrap();
     }
     round.judge(state, WALL)
 }
@@ -121,13 +121,48 @@ fn a_witness_that_knows_more_must_be_caught_up_with() {
     assert!(matches!(verdict(&state, &keys, &quorum_knows_no_more), Verdict::Fresh(_)));
 }
 
-#[test]
-fn another_head_of_the_same_size_is_a_fork() {
-    let (state, keys) = network(3, 10);
+/// Liars state another root at size 7; honest ones what we have.
+fn verdict_with_liars(n: u8, liars: &[u8], honest: &[u8]) -> (Verdict, Vec<(DeviceId, u64)>) {
+    let (state, keys) = network(n, 10);
     let mut round = round(&state);
     let forged = Head { size: 7, root: crate::ids::Hash([1; 32]) };
-    round.take(&state, &statement(&state, &keys, 1, forged, WALL), 1_000).unwrap();
-    assert!(matches!(round.judge(&state, WALL), Verdict::Not(NotFresh::Fork { size: 7, .. })));
+    let said = liars.iter().map(|w| (w, forged)).chain(honest.iter().map(|w| (w, state.head())));
+    for (witness, head) in said {
+        round.take(&state, &statement(&state, &keys, *witness, head, WALL), WALL, 1_000).unwrap();
+    }
+    (round.judge(&state, WALL), round.contradicting(&state))
+}
+
+#[test]
+fn a_contradicting_witness_is_named_and_outvoted_until_no_quorum_is_left() {
+    let fork = |v: &Verdict| matches!(v, Verdict::Not(NotFresh::Fork { size: 7, .. }));
+    let fresh = |v: &Verdict| matches!(v, Verdict::Fresh(_));
+    let few = |v: &Verdict| matches!(v, Verdict::Not(NotFresh::TooFew { .. }));
+    type Expect<'a> = &'a dyn Fn(&Verdict) -> bool;
+    let cases: [(u8, &[u8], &[u8], Expect<'_>); 8] = [
+        (3, &[1], &[2, 3], &fresh),
+        (3, &[1], &[2], &few),
+        (3, &[1, 2], &[3], &fork),
+        (7, &[1, 2, 3], &[4, 5, 6, 7], &fresh),
+        (7, &[1, 2, 3, 4], &[5, 6, 7], &fork),
+        (5, &[2], &[], &few),
+        (2, &[1], &[2], &fork),
+        (1, &[1], &[], &fork),
+    ];
+    for (n, liars, honest, expected) in cases {
+        let (verdict, named) = verdict_with_liars(n, liars, honest);
+        assert!(expected(&verdict), "{liars:?} of {n} lie, {honest:?} do not: {verdict:?}");
+        assert_eq!(named, liars.iter().map(|w| (id(*w), 7)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_session_that_is_over_vouches_for_nothing() {
+    let (mut state, keys) = network(3, 5);
+    state.devices[&id(1)].sessions[0].not_after_ms = WALL;
+    let said = statement(&state, &keys, 1, state.head(), WALL);
+    assert_eq!(round(&state).take(&state, &said, WALL, 1_000), Ok(()));
+    assert_eq!(round(&state).take(&state, &said, WALL + 1, 1_000), Err(StatementRefused::Expired));
 }
 
 #[test]
@@ -148,7 +183,8 @@ fn statements_that_do_not_count() {
     let head = state.head();
     let good = statement(&state, &keys, 1, head, WALL);
     let mut round = round(&state);
-    let changes: [(&str, fn(&mut Statement)); 5] = [
+    type Change = fn(&mut Statement);
+    let changes: [(&str, Change); 5] = [
         ("time", |s| s.time_ms += 1),
         ("head", |s| s.head.size -= 1),
         ("witness", |s| s.witness = id(2)),
@@ -158,14 +194,14 @@ fn statements_that_do_not_count() {
     for (what, change) in changes {
         let mut bad = good.clone();
         change(&mut bad);
-        assert_eq!(round.take(&state, &bad, 1_000), Err(StatementRefused::Signature), "{what}");
+        assert_eq!(round.take(&state, &bad, WALL, 1_000), Err(StatementRefused::Signature), "{what}");
     }
     let mut other = Round::new(&state, id(9), [6; NONCE_BYTES], 1_000).unwrap();
-    assert_eq!(other.take(&state, &good, 1_000), Err(StatementRefused::Signature), "another round's nonce");
+    assert_eq!(other.take(&state, &good, WALL, 1_000), Err(StatementRefused::Signature), "another round's nonce");
     let mut other = Round::new(&state, id(8), NONCE, 1_000).unwrap();
-    assert_eq!(other.take(&state, &good, 1_000), Err(StatementRefused::Signature), "said to another device");
-    round.take(&state, &good, 1_000).unwrap();
-    assert_eq!(round.take(&state, &good, 1_000), Err(StatementRefused::Twice));
+    assert_eq!(other.take(&state, &good, WALL, 1_000), Err(StatementRefused::Signature), "said to another device");
+    round.take(&state, &good, WALL, 1_000).unwrap();
+    assert_eq!(round.take(&state, &good, WALL, 1_000), Err(StatementRefused::Twice));
     assert_eq!(round.take_own(head, WALL, 1_000), Err(StatementRefused::NotWitness));
 }
 
@@ -174,7 +210,7 @@ fn a_witness_counts_itself_once_and_nobody_can_speak_for_it() {
     let (state, keys) = network(1, 5);
     let mut round = Round::new(&state, id(1), NONCE, 1_000).unwrap();
     let forged = statement(&state, &keys, 1, state.head(), WALL);
-    assert_eq!(round.take(&state, &forged, 1_000), Err(StatementRefused::Signature));
+    assert_eq!(round.take(&state, &forged, WALL, 1_000), Err(StatementRefused::Signature));
     round.take_own(state.head(), WALL, 1_000).unwrap();
     assert!(matches!(round.judge(&state, WALL), Verdict::Fresh(_)));
 }
@@ -200,7 +236,7 @@ proptest::proptest! {
         let mut known = Vec::new();
         for (witness, size, late) in said {
             let head = state.recent_head(size).map_or(Head { size, ..Head::default() }, |h| h.0);
-            let taken = round.take(&state, &statement(&state, &keys, witness, head, WALL + late), 1_000).is_ok();
+            let taken = round.take(&state, &statement(&state, &keys, witness, head, WALL + late), WALL, 1_000).is_ok();
             if taken && size <= 10 {
                 known.push(WALL + late);
             }
