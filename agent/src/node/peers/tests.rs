@@ -247,6 +247,7 @@ fn one_that_never_answers_is_left_behind_and_asked_last() {
     assert!(began.elapsed() < Duration::from_secs(1));
     ask(&one.peers, two.device, SOON).unwrap();
     assert_eq!(order(&one.peers), [two.device, mute]);
+    assert!(one.peers.standing(&mute).failed.is_some(), "slower than usual: asked last until it has answered");
 }
 
 #[test]
