@@ -429,6 +429,7 @@ fn an_outbox_is_settled_whatever_became_of_its_entry() {
     fresh.signatures.clear();
     fresh.sign_with(&world.admin.public(), |m| EntrySigner::sign(&world.admin, m)).unwrap();
     assert_eq!(settle(&fresh.encode()), Some(index + 1), "saved, but not sent");
+    admin.replica.wait_tip(|s| s.size() > index + 1, SOON).unwrap();
     assert_eq!(admin.post(token("next")), index + 2);
 }
 

@@ -248,7 +248,7 @@ impl Keys for TestNet {
             policy: new.policy,
             schedule: new.schedule,
             created_ms: T0,
-            deadline_ms: T0 + 1_000_000,
+            deadline_ms: T0 + 300_000,
             acceptances: vec![],
         };
         let accepted = record.shards.iter().zip(&self.devices).map(|(shard, device)| {

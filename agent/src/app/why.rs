@@ -51,7 +51,7 @@ pub struct Why {
 }
 
 impl Why {
-    /// Keeps a refusal, if it is of a kind that people ask about ([`Fail::rule`]).
+    /// Keeps a refusal, if it is of a kind that people ask about (those that a rule gave).
     pub fn keep(&self, uid: u32, operation: &'static str, key: Option<String>, fail: &Fail, time_ms: u64) {
         let Some(detail) = fail.detail.as_deref() else { return };
         let entry = Entry {

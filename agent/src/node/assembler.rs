@@ -351,7 +351,7 @@ impl Assembler {
     }
 }
 
-/// How [`derive`] went: no fields, so that nothing but the answer leaves the secret stack (decision 0005).
+/// How the derivation went: no fields, so that nothing but the answer leaves the secret stack (decision 0005).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Derivation {
     Done,
