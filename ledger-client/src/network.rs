@@ -47,7 +47,7 @@ pub enum NetworkFileError {
     /// Not TOML of this form.
     #[error("network file is malformed")]
     Toml(#[from] toml::de::Error),
-    /// Longer than [`FILE_BYTES_MAX`].
+    /// Longer than `FILE_BYTES_MAX`.
     #[error("network file of {0} bytes is longer than {FILE_BYTES_MAX}")]
     TooLong(usize),
     /// A field does not hold what it should.

@@ -5,7 +5,7 @@
 //!
 //! | Ask for | Call |
 //! |---|---|
-//! | a whole message | [`encrypt`], [`decrypt`], [`sign`], [`verify`], [`digest`] |
+//! | a whole message | [`encrypt`], [`decrypt`], [`sign`], [`verify`], [`digest()`] |
 //! | a message in parts | [`Stream`] |
 //! | lengths | [`encrypted_len`], [`decrypted_len_max`], [`signature_len`], [`Stream::update_len`], [`Stream::finish_len`] |
 //! | keys | [`generate_secret`], [`generate_ec`], [`import_ec_pkcs8`], [`import_ec_scalar`], [`export_ec_pkcs8`] |

@@ -1,6 +1,6 @@
 //! Making a key: the dealer's record, what a holder checks before it accepts, and what its acceptance says.
 //!
-//! The dealer sends each holder the [`record::Key`] without acceptances and, in the inner envelope, the holder's shard. The holder checks
+//! The dealer sends each holder the [`Key`] without acceptances and, in the inner envelope, the holder's shard. The holder checks
 //! the record against its own state ([`State::check_deal`]), the shard against the commitments, saves it sealed as *pending*, and signs.
 //! When enough holders have signed, the dealer posts the record; until its deadline the ledger takes it, after that nobody can.
 

@@ -1,6 +1,6 @@
 //! The C face: the function table of PKCS#11 v2.40, each entry a few lines between pointers and a safe body.
 //!
-//! Every entry comes out of [`entry!`]: it finds the library's state (CKR_CRYPTOKI_NOT_INITIALIZED where there
+//! Every entry comes out of the macro `entry!`: it finds the library's state (CKR_CRYPTOKI_NOT_INITIALIZED where there
 //! is none), catches panics, and turns the outcome into CK_RV. What the application's pointers must be is said
 //! in `pointers`. Only what PKCS#11 wants found by name is exported: other modules in the same process have
 //! functions of the same names.
