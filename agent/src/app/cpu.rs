@@ -1,8 +1,8 @@
-//! A connection's thread follows its caller from CPU to CPU.
+//! A connection's thread that has slept follows its caller from CPU to CPU.
 //!
 //! Waking a thread on another, idle core costs about 30 µs; on the caller's own, 4. So the thread moves to where the caller says that it
 //! runs, within the CPUs that the agent may use. Where an operation asks other hosts, it is let loose again: then it would only be in
-//! the way. Failing to move is no error.
+//! the way. A thread that was awake when the request came (`mayfly_wire::spin`) stays where it is. Failing to move is no error.
 
 use std::sync::OnceLock;
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_secmem::{SecretBytes, wipe};
-use mayfly_wire::{FrameBuf, FrameError, HEADER_BYTES, Request, read_request, shared, write_frame};
+use mayfly_wire::{FrameBuf, FrameError, HEADER_BYTES, Request, Spin, read_request, shared, write_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::client::{Client, Envelope};
@@ -164,7 +164,8 @@ pub fn converse(app: &App, peer: Peer, stream: &UnixStream, patience: Patience) 
     let (mut spill, mut frame) = (Vec::new(), FrameBuf::default());
     let mut client = Client::new(app, peer);
     let hello_by = Some(Instant::now() + patience.hello);
-    let mut reader = Timed { stream, patience, began: None, hello_by, is_resting: false };
+    let mut reader =
+        Timed { stream, patience, began: None, hello_by, is_resting: false, spin: Spin::default(), was_awake: false };
     loop {
         reader.began = None;
         let request = match read_request(&mut reader, first.expose_mut(), &mut spill) {
@@ -181,7 +182,8 @@ pub fn converse(app: &App, peer: Peer, stream: &UnixStream, patience: Patience) 
         let length = HEADER_BYTES + header.length as usize;
         let envelope = Envelope {
             request_id: header.request_id,
-            cpu: header.cpu,
+            // Who is awake on another CPU when the request comes, is best where he is.
+            cpu: header.cpu.filter(|_| !reader.was_awake),
             ticket: request.ticket,
             is_secret: length <= SECRET_FRAME_BYTES,
         };
@@ -236,6 +238,9 @@ struct Timed<'s> {
     hello_by: Option<Instant>,
     /// It was told already that nothing comes.
     is_resting: bool,
+    spin: Spin,
+    /// The frame came while this thread looked for it.
+    was_awake: bool,
 }
 
 impl Timed<'_> {
@@ -256,6 +261,9 @@ impl Read for Timed<'_> {
     fn read(&mut self, memory: &mut [u8]) -> io::Result<usize> {
         if self.began.is_some() || self.hello_by.is_some() {
             self.check()?;
+        }
+        if self.began.is_none() {
+            self.was_awake = self.spin.wait(self.stream);
         }
         loop {
             let mut stream = self.stream;

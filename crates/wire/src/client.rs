@@ -14,7 +14,7 @@ use crate::frame::FIRST_BYTES;
 use crate::shared::FdReader;
 use crate::{
     DecodeError, FrameBuf, FrameError, HEADER_BYTES, Refusal, Request, Response, ResponseFlags, ResponseHeader,
-    SharedBuffer, Ticket, codec, read_response, request, response, write_frame,
+    SharedBuffer, Spin, Ticket, codec, read_response, request, response, write_frame,
 };
 
 /// Why a call gave no answer.
@@ -56,6 +56,7 @@ pub struct Connection {
     last_id: u64,
     received: usize,
     shared: Option<SharedBuffer>,
+    spin: Spin,
 }
 
 impl AsFd for Connection {
@@ -92,6 +93,7 @@ impl Connection {
             last_id: 0,
             received: 0,
             shared: None,
+            spin: Spin::default(),
         }
     }
 
@@ -188,6 +190,7 @@ impl Connection {
 
     fn receive(&mut self, id: u64) -> Result<(ResponseHeader, Response<'_>, Option<OwnedFd>), CallError> {
         self.wipe();
+        self.spin.wait(&self.stream);
         let mut reader = FdReader { stream: &self.stream, fd: None };
         let frame = read_response(&mut reader, &mut self.first, &mut self.spill).map_err(CallError::Lost)?;
         let frame = frame.ok_or_else(|| CallError::Lost(io::Error::from(io::ErrorKind::UnexpectedEof).into()))?;

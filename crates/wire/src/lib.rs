@@ -3,7 +3,8 @@
 //! `libmayfly_pkcs11.so` and the `mayfly` command line speak it to `mayflyd` over a Unix stream socket:
 //! strictly one request, one answer, in the binary form of `docs/formats/app-socket.md`. This crate holds
 //! the types ([`Request`], [`Response`]), their encoding, the framing over a stream ([`frame`]), the
-//! passing of large buffers ([`shared`]) and a blocking client ([`Connection`]).
+//! passing of large buffers ([`shared`]), waiting without sleeping ([`spin`]) and a blocking client
+//! ([`Connection`]).
 //!
 //! What it must never do: allocate by a length that a peer named before that length was checked against a
 //! limit below; panic on foreign bytes; print the bytes of a PIN, of data or of an attribute value; decide
@@ -20,6 +21,7 @@ pub mod mechanism;
 pub mod request;
 pub mod response;
 pub mod shared;
+pub mod spin;
 pub mod types;
 
 pub use attribute::{Attribute, AttributeAnswer, AttributeState, TemplateBuf};
@@ -32,6 +34,7 @@ pub use mechanism::{Mechanism, Parameters};
 pub use request::{Op, Request};
 pub use response::{Refusal, Response};
 pub use shared::SharedBuffer;
+pub use spin::Spin;
 pub use types::{Data, IvMode, Kind, ObjectRef, Pin, Place, Role, Ticket, TokenFlags, User};
 
 /// Version of the frame layout and of the bodies that this crate speaks.
