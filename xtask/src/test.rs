@@ -85,7 +85,7 @@ fn follow(stream: Option<impl std::io::Read + Send + 'static>) -> std::thread::J
 
 fn is_closing(line: &str) -> bool {
     let words = line.trim_start();
-    ["Summary [", "test result:", "FAIL [", "TIMEOUT [", "SIGABRT [", "error: test run failed", "failures:"]
+    ["Summary [", "test result:", "FAIL [", "FLAKY ", "TIMEOUT [", "SIGABRT [", "error: test run failed", "failures:"]
         .iter()
         .any(|start| words.starts_with(start))
 }
@@ -100,6 +100,7 @@ mod tests {
             ("     Summary [  12.345s] 310 tests run: 310 passed, 0 skipped", true),
             ("        FAIL [   0.003s] mayfly-crypto enc::tests::known", true),
             ("test result: ok. 25 passed; 0 failed; 0 ignored", true),
+            ("       FLAKY 2/2 [   5.121s] mayfly-tests::system faults::known", true),
             ("        PASS [   0.003s] mayfly-crypto enc::tests::known", false),
             ("test enc::tests::known ... ok", false),
         ] {
