@@ -3,9 +3,12 @@
 //!
 //! A connection is checked out for one call and held by nobody else meanwhile; no lock is held while
 //! anything is sent or awaited, with one exception: Hello on a new connection, which is one at a time.
+//!
+//! All descriptors are noted, those in use too: a child of this process closes them, or the agent would see
+//! the parent live on in it.
 
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +20,7 @@ use mayfly_wire::{
 };
 
 use crate::rv::{Outcome, fail};
-use crate::sys;
+use crate::sys::{self, Descriptor};
 
 /// Most idle connections that are kept. More threads than that open and close their own.
 const IDLE_CONNECTIONS_MAX: usize = 32;
@@ -50,12 +53,29 @@ pub enum Repeat {
 /// The way to the agent.
 pub struct Agent {
     socket: PathBuf,
-    idle: Mutex<Vec<Connection>>,
+    pool: Mutex<Pool>,
     identity: Mutex<Identity>,
     /// Counts the agent's runs that this process has met; 0 before the first.
     runs: AtomicU64,
     /// Counts how often the agent did not know our ticket: logins are gone then.
     strangers: AtomicU64,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<Kept>,
+    /// Of all connections, idle or in use.
+    descriptors: Vec<Descriptor>,
+}
+
+/// A connection that has said Hello, or is about to.
+struct Kept {
+    connection: Connection,
+    socket: Option<Descriptor>,
+    /// Its shared buffer's, and the buffer's size.
+    buffer: Option<(Descriptor, u64)>,
+    /// As which application it was accepted: [`Agent::strangers`] after its Hello.
+    application: u64,
 }
 
 #[derive(Default)]
@@ -85,7 +105,7 @@ impl Agent {
         let identity = Identity { process_start: process_start(), name: process_name(), ..Identity::default() };
         Self {
             socket,
-            idle: Mutex::default(),
+            pool: Mutex::default(),
             identity: Mutex::new(identity),
             runs: AtomicU64::new(0),
             strangers: AtomicU64::new(0),
@@ -121,12 +141,12 @@ impl Agent {
         repeat: Repeat,
         mut work: impl FnMut(&mut Connection) -> Result<Outcome<T>, CallError>,
     ) -> Outcome<T> {
-        let mut connection = self.check_out()?;
+        let mut kept = self.check_out()?;
         let (mut may_repeat, mut may_pause) = (true, true);
         loop {
-            let error = match work(&mut connection) {
+            let error = match work(&mut kept.connection) {
                 Ok(result) => {
-                    self.check_in(connection);
+                    self.check_in(kept);
                     return result;
                 }
                 Err(error) => error,
@@ -137,22 +157,24 @@ impl Agent {
                     std::thread::sleep(Duration::from_millis(retry_ms.into()).min(RETRY_PAUSE_MAX));
                 }
                 CallError::Refused { .. } => {
-                    self.check_in(connection);
+                    self.check_in(kept);
                     return Err(error.into());
                 }
                 CallError::NotSent(FrameError::TooLong(_)) => {
-                    self.check_in(connection);
+                    self.check_in(kept);
                     return fail(CKR_DATA_LEN_RANGE);
                 }
                 error => {
-                    drop(connection);
-                    // The others of the pool lead to the same agent that has just gone.
-                    self.lock_idle().clear();
+                    self.close(kept);
+                    if is_gone(&error) {
+                        // The others of the pool lead to the same agent.
+                        self.close_idle();
+                    }
                     if !may_repeat || !is_repeatable(&error, repeat) {
                         return Err(error.into());
                     }
                     may_repeat = false;
-                    connection = self.check_out()?;
+                    kept = self.check_out()?;
                 }
             }
         }
@@ -171,25 +193,26 @@ impl Agent {
         identity.ticket.clear();
         self.strangers.fetch_add(1, Ordering::AcqRel);
         self.runs.fetch_add(1, Ordering::AcqRel);
-        self.lock_idle().clear();
+        self.close_idle();
     }
 
     /// Closes what a child has inherited, without a word to the agent: those connections are its parent's.
-    /// A pool that another thread had locked at the time of the fork is left as it is.
+    /// Their memory stays: dropping a connection would close a number, whatever it stands for now. A pool that
+    /// another thread had locked at the time of the fork is left as it is.
     pub fn abandon(&self) {
-        if let Ok(mut idle) = self.idle.try_lock() {
-            idle.clear();
+        if let Ok(mut pool) = self.pool.try_lock() {
+            pool.descriptors.drain(..).for_each(Descriptor::close_inherited);
         }
     }
 
-    fn check_out(&self) -> Outcome<Connection> {
-        if let Some(connection) = self.lock_idle().pop() {
-            return Ok(connection);
+    fn check_out(&self) -> Outcome<Kept> {
+        if let Some(kept) = self.lock_pool().idle.pop() {
+            return Ok(kept);
         }
         let deadline = Instant::now() + RESTART_WAIT;
         loop {
             match self.connect() {
-                Ok(connection) => return Ok(connection),
+                Ok(kept) => return Ok(kept),
                 Err(Away::Absent) if self.lock_identity().worth_waiting && Instant::now() < deadline => {
                     std::thread::sleep(RESTART_POLL);
                 }
@@ -201,31 +224,78 @@ impl Agent {
         }
     }
 
-    fn check_in(&self, mut connection: Connection) {
-        connection.wipe();
-        let is_large = connection.shared_now().is_some_and(|buffer| buffer.size() > IDLE_SHARED_BYTES_MAX);
-        let mut idle = self.lock_idle();
-        // One is always kept: the application ends, for the agent, with its last connection.
-        if idle.is_empty() || (idle.len() < IDLE_CONNECTIONS_MAX && !is_large) {
-            idle.push(connection);
+    fn check_in(&self, mut kept: Kept) {
+        kept.connection.wipe();
+        let buffer = kept.connection.shared_now().map(|buffer| (buffer.as_fd().as_raw_fd(), buffer.size()));
+        let is_large = buffer.is_some_and(|(_, size)| size > IDLE_SHARED_BYTES_MAX);
+        if buffer != kept.buffer.map(|(noted, size)| (noted.number(), size)) {
+            self.note_buffer(&mut kept);
         }
+        let mut pool = self.lock_pool();
+        let is_of_now = kept.application == self.strangers();
+        // One is always kept: the application ends, for the agent, with its last connection.
+        if is_of_now && (pool.idle.is_empty() || (pool.idle.len() < IDLE_CONNECTIONS_MAX && !is_large)) {
+            pool.idle.push(kept);
+            return;
+        }
+        drop(pool);
+        self.close(kept);
+    }
+
+    fn note(&self, connection: Connection) -> Kept {
+        let socket = Descriptor::of(connection.as_fd());
+        self.lock_pool().descriptors.extend(socket);
+        Kept { connection, socket, buffer: None, application: 0 }
+    }
+
+    fn note_buffer(&self, kept: &mut Kept) {
+        let buffer = kept.connection.shared_now().and_then(|now| Some((Descriptor::of(now.as_fd())?, now.size())));
+        let old = std::mem::replace(&mut kept.buffer, buffer);
+        let mut pool = self.lock_pool();
+        pool.descriptors.retain(|noted| Some(*noted) != old.map(|(descriptor, _)| descriptor));
+        pool.descriptors.extend(buffer.map(|(descriptor, _)| descriptor));
+    }
+
+    fn close(&self, kept: Kept) {
+        let gone = [kept.socket, kept.buffer.map(|(descriptor, _)| descriptor)];
+        self.lock_pool().descriptors.retain(|noted| !gone.contains(&Some(*noted)));
+        drop(kept);
+    }
+
+    fn close_idle(&self) {
+        let idle = std::mem::take(&mut self.lock_pool().idle);
+        idle.into_iter().for_each(|kept| self.close(kept));
     }
 
     /// A new connection that has said Hello. One at a time: two that find a new run of the agent together
     /// would become two applications.
-    fn connect(&self) -> Result<Connection, Away> {
+    fn connect(&self) -> Result<Kept, Away> {
         let mut identity = self.lock_identity();
         if identity.silent_until.is_some_and(|until| Instant::now() < until) {
             return Err(Away::Silent);
         }
-        let result = self.hello(&mut identity);
+        let result = self.open(&mut identity);
         identity.silent_until = matches!(result, Err(Away::Silent)).then(|| Instant::now() + SILENT_PAUSE);
         identity.worth_waiting |= result.is_ok();
         result
     }
 
-    fn hello(&self, identity: &mut Identity) -> Result<Connection, Away> {
-        let mut connection = Connection::connect(&self.socket, Some(HELLO_WAIT)).map_err(|error| away(&error))?;
+    fn open(&self, identity: &mut Identity) -> Result<Kept, Away> {
+        let connection = Connection::connect(&self.socket, Some(HELLO_WAIT)).map_err(|error| away(&error))?;
+        let mut kept = self.note(connection);
+        match self.hello(identity, &mut kept.connection) {
+            Ok(()) => {
+                kept.application = self.strangers();
+                Ok(kept)
+            }
+            Err(away) => {
+                self.close(kept);
+                Err(away)
+            }
+        }
+    }
+
+    fn hello(&self, identity: &mut Identity, connection: &mut Connection) -> Result<(), Away> {
         if !sys::peer_uid(connection.as_fd()).is_some_and(is_trusted) {
             return Err(Away::Silent);
         }
@@ -247,18 +317,19 @@ impl Agent {
         let is_forgotten = !answer.resumed && !identity.ticket.is_empty();
         if is_forgotten {
             self.strangers.fetch_add(1, Ordering::AcqRel);
+            // Older connections, if any, are another application's to the agent.
+            self.close_idle();
         }
         if is_forgotten || identity.instance != Some(answer.instance) {
             self.runs.fetch_add(1, Ordering::AcqRel);
         }
         identity.instance = Some(answer.instance);
         identity.ticket = answer.ticket.0.to_vec();
-        connection.set_timeout(Some(ANSWER_WAIT)).map_err(|_| Away::Silent)?;
-        Ok(connection)
+        connection.set_timeout(Some(ANSWER_WAIT)).map_err(|_| Away::Silent)
     }
 
-    fn lock_idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_identity(&self) -> MutexGuard<'_, Identity> {
@@ -270,6 +341,16 @@ fn away(error: &std::io::Error) -> Away {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Away::Silent,
         _ => Away::Absent,
+    }
+}
+
+/// Whether an error shows that the agent at the other end is no more; one that is slow still is.
+fn is_gone(error: &CallError) -> bool {
+    match error {
+        CallError::NotSent(FrameError::Io(error)) | CallError::Lost(FrameError::Io(error)) => {
+            !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+        }
+        _ => false,
     }
 }
 

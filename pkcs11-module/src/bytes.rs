@@ -5,28 +5,45 @@
 use std::fmt;
 use std::ops::Deref;
 
+use cryptoki_sys::CKR_HOST_MEMORY;
 use mayfly_wire::codec::wipe;
 
+use crate::rv::{Outcome, Rv};
+use crate::sys;
+
 /// Owned bytes, wiped when dropped and when they move to larger memory. `Debug` shows the length only.
+///
+/// What an application decides the length of is CKR_HOST_MEMORY where there is no memory for it: running out
+/// of memory is not ours to end the application for.
 #[derive(Default)]
 pub struct Bytes(Vec<u8>);
 
 impl Bytes {
     /// As many zeros.
-    pub fn zeroed(length: usize) -> Self {
-        Self(vec![0; length])
+    pub fn zeroed(length: usize) -> Outcome<Self> {
+        sys::zeroed(length).map(Self).ok_or(Rv(CKR_HOST_MEMORY))
+    }
+
+    /// A copy.
+    pub fn copy(bytes: &[u8]) -> Outcome<Self> {
+        let mut copy = Self::default();
+        copy.append(bytes)?;
+        Ok(copy)
     }
 
     /// Appends a copy.
-    pub fn append(&mut self, more: &[u8]) {
-        let length = self.0.len() + more.len();
+    pub fn append(&mut self, more: &[u8]) -> Outcome {
+        let length = self.0.len().checked_add(more.len()).ok_or(Rv(CKR_HOST_MEMORY))?;
         if length > self.0.capacity() {
-            let mut larger = Vec::with_capacity(length.next_power_of_two());
+            let mut larger = Vec::new();
+            let room = length.checked_next_power_of_two().unwrap_or(length);
+            larger.try_reserve_exact(room).map_err(|_| Rv(CKR_HOST_MEMORY))?;
             larger.extend_from_slice(&self.0);
             wipe(&mut self.0);
             self.0 = larger;
         }
         self.0.extend_from_slice(more);
+        Ok(())
     }
 
     /// The bytes, to be written.

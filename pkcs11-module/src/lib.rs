@@ -6,8 +6,8 @@
 //!
 //! It lives in other people's processes, so there is much that it must never do: hold key bytes; start
 //! threads; register exit handlers or thread-local destructors; write to standard output or error; hold a
-//! lock while it waits; panic into C; use its parent's connections after a fork; trust an agent that is
-//! neither root's, `mayfly`'s nor the user's own.
+//! lock while it waits (but for logins and Hellos, which come one after the other); panic into C; use its
+//! parent's connections after a fork; trust an agent that is neither root's, `mayfly`'s nor the user's own.
 //!
 //! Where things are: `ffi` is the C face and, with `sys` and the one pointer in `library`, all of the unsafe
 //! code; `library` the state between C_Initialize and C_Finalize; `session`, `slot`, `objects`, `operation`

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cryptoki_sys::*;
-use mayfly_wire::{Request, Response};
+use mayfly_wire::{Request, Response, ResponseFlags, request};
 
 use crate::agent::{Agent, Repeat};
 use crate::config::{CLIENT_TOML, Config};
@@ -44,6 +44,9 @@ pub struct Library {
     sessions: RwLock<HashMap<CK_SESSION_HANDLE, Arc<Session>>>,
     /// By slot: who is logged in, and the agent's [`Agent::strangers`] at that time.
     logins: Mutex<HashMap<u32, (Who, u64)>>,
+    /// Held by whoever changes a login, until the agent has answered: it must hear of a login after the logout
+    /// that came before it. The one lock that is held while something waits.
+    login_turn: Mutex<()>,
     /// Objects that were seen.
     pub objects: Mutex<ObjectCache>,
     is_finalized: AtomicBool,
@@ -129,6 +132,7 @@ impl Library {
             slots: Mutex::default(),
             sessions: RwLock::default(),
             logins: Mutex::default(),
+            login_turn: Mutex::default(),
             objects: Mutex::default(),
             is_finalized: AtomicBool::new(false),
         }
@@ -154,12 +158,33 @@ impl Library {
         self.check_login_lost(slot, result)
     }
 
-    /// Where the agent says that nobody is logged in, it is right.
+    /// Where the agent says that a login is missing, ours may be over; or it is another one that is missing: the
+    /// security officer's, or one for a single operation.
     pub fn check_login_lost<T>(&self, slot: u32, result: Outcome<T>) -> Outcome<T> {
-        if matches!(result, Err(Rv(CKR_USER_NOT_LOGGED_IN))) {
-            self.set_who(slot, Who::Nobody);
+        if matches!(result, Err(Rv(CKR_USER_NOT_LOGGED_IN))) && self.who(slot) != Who::Nobody {
+            self.look_after_login(slot);
         }
         result
+    }
+
+    fn look_after_login(&self, slot: u32) {
+        // Whoever is changing the login right now learns by that how things are.
+        let Ok(_turn) = self.login_turn.try_lock() else { return };
+        let expected = match self.who(slot) {
+            Who::Nobody => return,
+            Who::User => ResponseFlags::USER_LOGGED_IN,
+            Who::SecurityOfficer => ResponseFlags::SO_LOGGED_IN,
+        };
+        let request = Request::Mechanisms(request::OfToken { token: slot });
+        let flags = self.agent.call(Repeat::Harmless, &request, |header, _| Ok(header.flags));
+        if flags.is_ok_and(|flags| !flags.contains(expected)) {
+            self.set_who(slot, Who::Nobody);
+        }
+    }
+
+    /// The turn to change a login.
+    pub fn take_login_turn(&self) -> MutexGuard<'_, ()> {
+        self.login_turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who is logged in to a token.

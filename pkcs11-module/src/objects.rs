@@ -235,7 +235,7 @@ impl Library {
         };
         let wrapped = self.ask(session.slot, Repeat::Harmless, &Request::Wrap(request), |answer| match answer {
             Response::Output(output) => match output.data {
-                Data::Inline(bytes) => Ok(Bytes::from(bytes.0)),
+                Data::Inline(bytes) => Bytes::copy(bytes.0),
                 Data::Shared { .. } => fail(CKR_DEVICE_ERROR),
             },
             _ => fail(CKR_DEVICE_ERROR),

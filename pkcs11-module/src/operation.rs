@@ -23,6 +23,10 @@ use crate::sys;
 /// Most bytes of parts that are collected for a MAC before the agent takes over.
 const COLLECTED_BYTES_MAX: usize = INLINE_DATA_MAX;
 
+/// Longest plaintext of an AEAD, in all its parts: what can be sealed here can be opened here, where ciphertext
+/// and tag have to be in one piece.
+const SEALED_DATA_BYTES_MAX: usize = DATA_BYTES_MAX - 16;
+
 /// What an application has for output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -128,6 +132,8 @@ struct Running {
     run: u64,
     /// Bytes that went in and have not come out.
     pending: usize,
+    /// Bytes that went in.
+    taken: usize,
 }
 
 /// What becomes of an operation after a call.
@@ -423,6 +429,7 @@ impl Library {
     fn cipher_whole(&self, session: &Session, keyed: &mut Keyed, input: &[u8], room: Room) -> Outcome<Output> {
         let parameters = keyed.mechanism.get()?.parameters;
         let most = keyed.spec.output_bytes(keyed.kind, &parameters, input.len())?;
+        check_sealed_length(keyed, input.len())?;
         // The length of a padded plaintext is known only afterwards.
         let least = match (keyed.spec.length, keyed.kind) {
             (Length::Padded(block), Kind::Decrypt) => most.saturating_sub(block),
@@ -446,8 +453,6 @@ impl Library {
         most: usize,
         room: Room,
     ) -> Outcome<Output> {
-        let is_sealed_decryption = keyed.spec.parts == Parts::StreamSealed && keyed.kind == Kind::Decrypt;
-        ensure(!is_sealed_decryption, CKR_ENCRYPTED_DATA_LEN_RANGE)?;
         let mut result = match self.cipher_running(session, keyed, input, Room::Bytes(most))? {
             Output::Bytes(bytes) => bytes,
             Output::Length(_) | Output::TooSmall(_) => return fail(CKR_GENERAL_ERROR),
@@ -455,7 +460,7 @@ impl Library {
         if let Phase::Running(running) = keyed.phase
             && let Output::Bytes(last) = self.cipher_finish(session, keyed, running, Room::Bytes(most))?
         {
-            result.append(&last);
+            result.append(&last)?;
         }
         let output = deliverable(result, room);
         keyed.phase = Phase::Fresh;
@@ -466,25 +471,30 @@ impl Library {
         if room == Room::Query {
             return Ok(Output::Length(0));
         }
+        if let Phase::Fresh = keyed.phase {
+            keyed.phase = Phase::Collecting(Bytes::default());
+        }
         match &mut keyed.phase {
-            Phase::Fresh => keyed.phase = Phase::Collecting(Bytes::from(input)),
             Phase::Collecting(collected) => {
                 ensure(collected.len().saturating_add(input.len()) <= DATA_BYTES_MAX, CKR_ENCRYPTED_DATA_LEN_RANGE)?;
-                collected.append(input);
+                collected.append(input)?;
             }
-            Phase::Hashing(_) | Phase::Running(_) | Phase::Finished(_) => return fail(CKR_OPERATION_NOT_INITIALIZED),
+            Phase::Fresh | Phase::Hashing(_) | Phase::Running(_) | Phase::Finished(_) => {
+                return fail(CKR_OPERATION_NOT_INITIALIZED);
+            }
         }
         Ok(Output::Bytes(Bytes::default()))
     }
 
     fn cipher_running(&self, session: &Session, keyed: &mut Keyed, input: &[u8], room: Room) -> Outcome<Output> {
-        let pending = match &keyed.phase {
-            Phase::Fresh => 0,
-            Phase::Running(running) => running.pending,
+        let (pending, taken) = match &keyed.phase {
+            Phase::Fresh => (0, 0),
+            Phase::Running(running) => (running.pending, running.taken),
             Phase::Hashing(_) | Phase::Collecting(_) | Phase::Finished(_) => {
                 return fail(CKR_OPERATION_NOT_INITIALIZED);
             }
         };
+        check_sealed_length(keyed, taken.saturating_add(input.len()))?;
         let most = keyed.spec.part_bytes(keyed.kind, pending, input.len());
         if let Some(output) = room.refuses(most, most) {
             return Ok(output);
@@ -495,11 +505,12 @@ impl Library {
             let most = keyed.spec.part_bytes(keyed.kind, running.pending, piece.len());
             let output = self.update(session, running, piece, most)?;
             running.pending = (running.pending + piece.len()).saturating_sub(output.len());
+            running.taken = running.taken.saturating_add(piece.len());
             keyed.phase = Phase::Running(running);
             if result.is_empty() {
                 result = output;
             } else {
-                result.append(&output);
+                result.append(&output)?;
             }
         }
         Ok(Output::Bytes(result))
@@ -529,9 +540,9 @@ impl Library {
         }
         match &mut keyed.phase {
             Phase::Hashing(hasher) => hasher.update(input),
-            Phase::Fresh if input.len() <= COLLECTED_BYTES_MAX => keyed.phase = Phase::Collecting(Bytes::from(input)),
+            Phase::Fresh if input.len() <= COLLECTED_BYTES_MAX => keyed.phase = Phase::Collecting(Bytes::copy(input)?),
             Phase::Collecting(collected) if collected.len().saturating_add(input.len()) <= COLLECTED_BYTES_MAX => {
-                collected.append(input);
+                collected.append(input)?;
             }
             Phase::Fresh | Phase::Collecting(_) | Phase::Running(_) => {
                 let collected = match std::mem::replace(&mut keyed.phase, Phase::Fresh) {
@@ -592,7 +603,7 @@ impl Library {
             Response::Begun(begun) => Ok(begun.operation),
             _ => fail(CKR_DEVICE_ERROR),
         })?;
-        let running = Running { operation, run: self.agent.run(), pending: 0 };
+        let running = Running { operation, run: self.agent.run(), pending: 0, taken: 0 };
         keyed.phase = Phase::Running(running);
         Ok(running)
     }
@@ -643,43 +654,65 @@ impl Library {
         let is_in_range = input.len() <= DATA_BYTES_MAX && most <= DATA_BYTES_MAX + SHARED_SLACK_BYTES;
         ensure(is_in_range, CKR_DATA_LEN_RANGE)?;
         let result = self.agent.with_connection(repeat, |connection| {
-            let (data, place) = if larger <= INLINE_DATA_MAX {
-                (Data::inline(input), Place::Inline { max: most as u32 })
-            } else {
-                let buffer = connection.shared(larger as u64)?;
-                buffer.write(0, input).map_err(|error| CallError::NotSent(error.into()))?;
-                let length = input.len() as u64;
-                (Data::Shared { offset: 0, length }, Place::Shared { offset: 0, max: most as u64 })
-            };
-            let called = connection.call(sys::current_cpu(), Ticket::default(), &request(data, place));
-            let (header, answer) = match called {
-                Ok(answer) => answer,
-                Err(error) => {
-                    wipe_shared(connection, larger);
-                    return Err(error);
-                }
-            };
-            self.lock_objects().note(self.agent.run(), slot, header.object_version);
-            let output = match answer {
-                Response::Output(output) if output.data.length() <= most as u64 => output.data,
-                _ => return Ok(fail(CKR_DEVICE_ERROR)),
-            };
-            let result = match output {
-                Data::Inline(bytes) => Bytes::from(bytes.0),
-                Data::Shared { offset, length } => fetch(connection, offset, length)?,
-            };
+            let result = self.exchange(connection, slot, input, most, &request);
             wipe_shared(connection, larger);
-            Ok(Ok(result))
+            result
         });
-        self.check_login_lost(slot, result)
+        match self.check_login_lost(slot, result) {
+            // The room was made by the mechanism's own rules. An agent to which it is too small is at fault, and
+            // the application is not to try again with a larger buffer for ever.
+            Err(Rv(CKR_BUFFER_TOO_SMALL)) => fail(CKR_DEVICE_ERROR),
+            other => other,
+        }
+    }
+
+    fn exchange<'r>(
+        &self,
+        connection: &mut Connection,
+        slot: u32,
+        input: &'r [u8],
+        most: usize,
+        request: impl Fn(Data<'r>, Place) -> Request<'r>,
+    ) -> Result<Outcome<Bytes>, CallError> {
+        let larger = input.len().max(most);
+        let (data, place) = if larger <= INLINE_DATA_MAX {
+            (Data::inline(input), Place::Inline { max: most as u32 })
+        } else {
+            let buffer = connection.shared(larger as u64)?;
+            buffer.write(0, input).map_err(|error| CallError::NotSent(error.into()))?;
+            let length = input.len() as u64;
+            (Data::Shared { offset: 0, length }, Place::Shared { offset: 0, max: most as u64 })
+        };
+        let (header, answer) = connection.call(sys::current_cpu(), Ticket::default(), &request(data, place))?;
+        self.lock_objects().note(self.agent.run(), slot, header.object_version);
+        let output = match answer {
+            Response::Output(output) if output.data.length() <= most as u64 => output.data,
+            _ => return Err(CallError::Unexpected),
+        };
+        match output {
+            Data::Inline(bytes) => Ok(Bytes::copy(bytes.0)),
+            Data::Shared { offset, length } => fetch(connection, offset, length),
+        }
     }
 }
 
-fn fetch(connection: &Connection, offset: u64, length: u64) -> Result<Bytes, CallError> {
+fn fetch(connection: &Connection, offset: u64, length: u64) -> Result<Outcome<Bytes>, CallError> {
     let buffer = connection.shared_now().ok_or(CallError::Unexpected)?;
-    let mut result = Bytes::zeroed(length as usize);
+    let mut result = match Bytes::zeroed(length as usize) {
+        Ok(result) => result,
+        Err(error) => return Ok(Err(error)),
+    };
     buffer.read(offset, result.as_mut()).map_err(|error| CallError::Lost(error.into()))?;
-    Ok(result)
+    Ok(Ok(result))
+}
+
+/// Refuses what an AEAD cannot do in one piece.
+fn check_sealed_length(keyed: &Keyed, length: usize) -> Outcome {
+    match (keyed.spec.parts, keyed.kind) {
+        (Parts::StreamSealed, Kind::Decrypt) => ensure(length <= DATA_BYTES_MAX, CKR_ENCRYPTED_DATA_LEN_RANGE),
+        (Parts::StreamSealed, _) => ensure(length <= SEALED_DATA_BYTES_MAX, CKR_DATA_LEN_RANGE),
+        _ => Ok(()),
+    }
 }
 
 /// Wipes what an operation on that many bytes has left in the connection's shared buffer, if it used it.

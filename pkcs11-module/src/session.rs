@@ -201,8 +201,9 @@ impl Library {
         let token = self.token(slot)?;
         ensure(flags & CKF_SERIAL_SESSION != 0, CKR_SESSION_PARALLEL_NOT_SUPPORTED)?;
         ensure(token.is_initialised(), CKR_TOKEN_NOT_RECOGNIZED)?;
+        // A write-protected token is read in such sessions too: OpenSSH opens no other ones. The agent refuses
+        // what would change it.
         let is_writable = flags & CKF_RW_SESSION != 0;
-        ensure(!is_writable || !token.is_write_protected(), CKR_TOKEN_WRITE_PROTECTED)?;
         ensure(is_writable || self.who(token.slot) != Who::SecurityOfficer, CKR_SESSION_READ_WRITE_SO_EXISTS)?;
         let mut sessions = self.write_sessions();
         ensure(sessions.len() < SESSIONS_MAX, CKR_SESSION_COUNT)?;
@@ -220,11 +221,17 @@ impl Library {
 
     /// C_CloseSession. Closing a token's last session ends its login.
     pub fn close_session(&self, handle: CK_SESSION_HANDLE) -> Outcome {
-        let (session, is_last) = {
+        let mut turn = None;
+        let (session, is_last) = loop {
             let mut sessions = self.write_sessions();
-            let session = sessions.remove(&handle).ok_or(Rv(CKR_SESSION_HANDLE_INVALID))?;
-            let is_last = !sessions.values().any(|other| other.slot == session.slot);
-            (session, is_last)
+            let session = sessions.get(&handle).ok_or(Rv(CKR_SESSION_HANDLE_INVALID))?.clone();
+            let is_last = sessions.values().filter(|other| other.slot == session.slot).nth(1).is_none();
+            if !is_last || turn.is_some() {
+                sessions.remove(&handle);
+                break (session, is_last);
+            }
+            drop(sessions);
+            turn = Some(self.take_login_turn());
         };
         let is_known = session.is_known_to_agent.load(Ordering::Acquire);
         if is_last {
@@ -240,6 +247,7 @@ impl Library {
     /// C_CloseAllSessions.
     pub fn close_all_sessions(&self, slot: CK_SLOT_ID) -> Outcome {
         let slot = self.slot_of(slot)?;
+        let _turn = self.take_login_turn();
         let mut is_known = false;
         self.write_sessions().retain(|_, session| {
             let is_here = session.slot == slot;
@@ -287,14 +295,22 @@ impl Library {
         };
         let pin = pin.ok_or(Rv(CKR_ARGUMENTS_BAD))?;
         ensure(pin.len() <= mayfly_wire::PIN_BYTES_MAX, CKR_PIN_INCORRECT)?;
+        let _turn = self.take_login_turn();
         self.check_login(&session, user)?;
         if user == User::ContextSpecific {
             session.make_known();
         }
         let token = session.slot;
-        let login = request::Login { token, session: handle, user, name: "", pin: Pin(pin) };
+        let login = Request::Login(request::Login { token, session: handle, user, name: "", pin: Pin(pin) });
         // Not repeated on its own: a PIN that was wrong would count twice.
-        self.ask(token, Repeat::Never, &Request::Login(login), |answer| self.take_ticket(answer))?;
+        let log_in = || self.ask(token, Repeat::Never, &login, |answer| self.take_ticket(answer));
+        let mut result = log_in();
+        if matches!(result, Err(Rv(CKR_USER_ALREADY_LOGGED_IN | CKR_USER_ANOTHER_ALREADY_LOGGED_IN))) {
+            // By an earlier call, whose answer was lost. No PIN was looked at.
+            self.tell_logout(token);
+            result = log_in();
+        }
+        result?;
         match user {
             User::User => self.set_who(token, Who::User),
             User::SecurityOfficer => self.set_who(token, Who::SecurityOfficer),
@@ -320,10 +336,10 @@ impl Library {
     /// C_Logout.
     pub fn logout(&self, handle: CK_SESSION_HANDLE) -> Outcome {
         let session = self.session(handle)?;
+        let _turn = self.take_login_turn();
         ensure(self.who(session.slot) != Who::Nobody, CKR_USER_NOT_LOGGED_IN)?;
         self.set_who(session.slot, Who::Nobody);
-        let request = Request::Logout(request::OfToken { token: session.slot });
-        self.end_login(self.ask(session.slot, Repeat::Harmless, &request, |answer| self.take_ticket(answer)));
+        self.tell_logout(session.slot);
         Ok(())
     }
 
@@ -364,10 +380,15 @@ impl Library {
         }
     }
 
+    fn tell_logout(&self, slot: u32) {
+        let request = Request::Logout(request::OfToken { token: slot });
+        self.end_login(self.ask(slot, Repeat::Harmless, &request, |answer| self.take_ticket(answer)));
+    }
+
     /// A login is over whether or not the agent has heard so; if it has not, the ticket with that login is
     /// not to be used again.
     fn end_login(&self, told: Outcome) {
-        if told.is_err() {
+        if !matches!(told, Ok(()) | Err(Rv(CKR_USER_NOT_LOGGED_IN))) {
             self.agent.start_over();
         }
     }

@@ -63,11 +63,6 @@ impl Token {
         self.flags.contains(TokenFlags::LOGIN_REQUIRED)
     }
 
-    /// Whether nothing can be changed.
-    pub fn is_write_protected(&self) -> bool {
-        self.flags.contains(TokenFlags::WRITE_PROTECTED)
-    }
-
     /// CKR_PIN_LEN_RANGE unless a new PIN is as long as the token wants.
     pub fn check_pin_length(&self, pin: &[u8]) -> Outcome {
         let (least, most) = (self.pin_bytes.0.into(), usize::from(self.pin_bytes.1).min(mayfly_wire::PIN_BYTES_MAX));
@@ -137,9 +132,10 @@ impl Slots {
 }
 
 impl Library {
-    /// C_GetSlotList. `is_new` asks the agent: the first of an application's two calls.
+    /// C_GetSlotList. `is_new` asks the agent: the first of an application's two calls. The second sees the same
+    /// list, unless it comes late: there are applications that make no first one.
     pub fn slot_list(&self, only_with_token: bool, is_new: bool) -> Vec<CK_SLOT_ID> {
-        let slots = if is_new { self.ask_for_tokens() } else { self.recent_slots(Duration::MAX) };
+        let slots = if is_new { self.ask_for_tokens() } else { self.recent_slots(TOKENS_AGE_MAX) };
         let listed = slots.slots.iter().filter(|slot| !only_with_token || slot.token.is_some());
         listed.map(|slot| slot.id.into()).collect()
     }

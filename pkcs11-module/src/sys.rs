@@ -1,6 +1,7 @@
 //! What the module asks of the kernel and Rust's library has no safe call for.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -76,6 +77,64 @@ fn map_page() -> Option<*mut libc::c_void> {
     // SAFETY: as above; nobody else knows the mapping.
     unsafe { libc::munmap(page, PAGE_BYTES) };
     None
+}
+
+/// A descriptor's number, and what it stood for when it was noted. Numbers are used again: daemons close all
+/// that they inherit, and open files of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    number: RawFd,
+    inode: (u64, u64),
+}
+
+impl Descriptor {
+    /// Notes an open descriptor.
+    pub fn of(fd: BorrowedFd<'_>) -> Option<Self> {
+        let number = fd.as_raw_fd();
+        Some(Self { number, inode: inode_of(number)? })
+    }
+
+    /// Its number.
+    pub fn number(self) -> RawFd {
+        self.number
+    }
+
+    /// Closes it if its number stands for the same still. Only for what a child has inherited and nobody in it
+    /// will close again.
+    pub fn close_inherited(self) {
+        if inode_of(self.number) == Some(self.inode) {
+            // SAFETY: touches no memory of ours.
+            unsafe { libc::close(self.number) };
+        }
+    }
+}
+
+/// Device and inode; `None` if the number is not open.
+fn inode_of(number: RawFd) -> Option<(u64, u64)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel writes one whole structure, or nothing and an error.
+    if unsafe { libc::fstat(number, stat.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: written, since the call succeeded.
+    let stat = unsafe { stat.assume_init() };
+    Some((stat.st_dev, stat.st_ino))
+}
+
+/// Memory of zeros, from the kernel as it is where it is large; `None` instead of the end of the application
+/// where there is none.
+pub fn zeroed(length: usize) -> Option<Vec<u8>> {
+    let layout = std::alloc::Layout::array::<u8>(length).ok()?;
+    if length == 0 {
+        return Some(Vec::new());
+    }
+    // SAFETY: the layout is not empty.
+    let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+    if memory.is_null() {
+        return None;
+    }
+    // SAFETY: fresh memory of this allocator, for `length` bytes, all of them zero.
+    Some(unsafe { Vec::from_raw_parts(memory, length, length) })
 }
 
 /// Whether the program has rights that its caller has not (set-user-id and the like): its environment is
@@ -154,6 +213,36 @@ mod tests {
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
         assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0);
         assert_eq!(POINTER.load(), Some(here), "the parent keeps it");
+    }
+
+    #[test]
+    fn only_what_was_noted_is_closed() {
+        use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let noted = Descriptor::of(reader.as_fd()).unwrap();
+        let number = reader.into_raw_fd();
+        let other = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: plain numbers; `number` comes to stand for another file, as in a daemon that reuses it.
+        assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), number) }, number);
+        noted.close_inherited();
+        assert!(inode_of(number).is_some(), "another file's now");
+        // SAFETY: open, and nobody else's.
+        drop(unsafe { OwnedFd::from_raw_fd(number) });
+
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let noted = Descriptor::of(reader.as_fd()).unwrap();
+        let number = reader.into_raw_fd();
+        noted.close_inherited();
+        assert_eq!(Descriptor { number, ..noted }.number(), number);
+        assert_ne!(inode_of(number), Some(noted.inode));
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_no_end() {
+        assert_eq!(zeroed(0), Some(vec![]));
+        assert_eq!(zeroed(70_000), Some(vec![0; 70_000]));
+        assert_eq!(zeroed(isize::MAX as usize), None);
+        assert_eq!(zeroed(usize::MAX), None);
     }
 
     #[test]

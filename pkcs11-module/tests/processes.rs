@@ -13,7 +13,7 @@ use mayfly_wire::Kind;
 use mayfly_wire::request::Op;
 use support::Stage;
 use support::agent::{Agent, whole};
-use support::client::{Client, attribute, mechanism, number};
+use support::client::{Client, attribute, gcm, mechanism, number};
 
 const IV: [u8; 16] = [7; 16];
 
@@ -31,16 +31,33 @@ fn signs(client: &Client) -> bool {
     [code, found, init, signed, closed] == [CKR_OK; 5] && length == 64
 }
 
+/// For a child: ends it with the thread that made it, killed or not, and after 20 seconds in any case.
+fn live_no_longer_than_the_parent() {
+    // SAFETY: plain numbers.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::alarm(20);
+    }
+}
+
+/// Sets a flag in any case, or threads that wait for it would outlive a test that has failed.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs `child` in a child process that has 20 seconds; gives its exit status.
 fn forked(child: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child runs only the closure and _exit; the C library keeps its heap usable after fork.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        // SAFETY: plain numbers; ends the child without running anything of the parent's.
-        unsafe {
-            libc::alarm(20);
-            libc::_exit(child())
-        }
+        live_no_longer_than_the_parent();
+        let code = child();
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(code) }
     }
     let mut status = 0;
     // SAFETY: waits for the child just made.
@@ -111,6 +128,7 @@ fn children_of_busy_threads_are_not_stuck() {
                 }
             });
         }
+        let _over = SetAtEnd(&is_over);
         for _ in 0..40 {
             // The toy agent's own threads are not in the child, but those in the parent serve it.
             let code = forked(|| {
@@ -119,8 +137,186 @@ fn children_of_busy_threads_are_not_stuck() {
             });
             assert_eq!(code, 0);
         }
-        is_over.store(true, Ordering::Relaxed);
     });
+    client.finalize();
+}
+
+#[test]
+fn a_child_closes_what_other_threads_were_using() {
+    let stage = Stage::new();
+    let agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    let session = client.session();
+    let key = client.by_label(session, "aes");
+    let data = vec![0; 1 << 17];
+    let encrypts = |client: &Client| {
+        let cbc = mechanism(CKM_AES_CBC, &IV);
+        assert_eq!(client.init(client.0.C_EncryptInit, session, &cbc, key), CKR_OK);
+        assert_eq!(client.in_out(client.0.C_Encrypt, session, &data, data.len()).0, CKR_OK);
+    };
+    encrypts(&client); // with a shared buffer
+    std::thread::scope(|scope| {
+        // The toy is busy, so the call stays in its connection.
+        let received = agent.received();
+        let model = agent.lock();
+        let call = scope.spawn(|| encrypts(&Client::table()));
+        while agent.received() == received {
+            std::thread::yield_now();
+        }
+        let code = forked(|| {
+            let files = open_files();
+            if client.initialize() != CKR_OK {
+                return 1;
+            }
+            // The socket and the buffer.
+            if open_files() != files - 2 { 2 } else { 0 }
+        });
+        drop(model);
+        call.join().unwrap();
+        assert_eq!(code, 0);
+    });
+    encrypts(&client);
+    client.finalize();
+}
+
+#[test]
+fn a_daemon_keeps_the_files_that_took_the_numbers() {
+    let stage = Stage::new();
+    let _agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    assert!(signs(&client));
+    let code = forked(|| {
+        // As daemons do: all that is inherited is closed, and the numbers are used again.
+        // SAFETY: plain numbers; what else owned them in this process is not used any more.
+        unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+        let own: Vec<_> = (0..40).map_while(|_| std::fs::File::open("/dev/null").ok()).collect();
+        if own.len() != 40 || client.initialize() != CKR_OK {
+            return 1;
+        }
+        if !signs(&client) {
+            return 2;
+        }
+        if own.iter().all(|file| file.metadata().is_ok_and(|file| !file.is_file())) { 0 } else { 3 }
+    });
+    assert_eq!(code, 0);
+    assert!(signs(&client));
+    client.finalize();
+}
+
+#[test]
+fn a_login_after_the_last_sessions_end_is_not_lost() {
+    let stage = Stage::new();
+    let agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    for _ in 0..30 {
+        let last = client.session();
+        assert_eq!(client.login(last, CKU_USER, "1234"), CKR_OK);
+        // The toy hears of the closing and of the next login at the same time.
+        let model = agent.lock();
+        let closing = std::thread::spawn(move || Client::table().close(last));
+        while client.session_state(last).0 == CKR_OK {
+            std::thread::yield_now();
+        }
+        let (code, next) = client.open(support::agent::slot().into(), CKF_SERIAL_SESSION | CKF_RW_SESSION);
+        assert_eq!(code, CKR_OK);
+        let login = std::thread::spawn(move || Client::table().login(next, CKU_USER, "1234"));
+        std::thread::sleep(Duration::from_millis(2)); // lets both get under way; not waited for by anything
+        drop(model);
+        assert_eq!((closing.join().unwrap(), login.join().unwrap()), (CKR_OK, CKR_OK));
+        assert_eq!(client.session_state(next), (CKR_OK, CKS_RW_USER_FUNCTIONS));
+        assert!(agent.lock().logged_in.is_some());
+        assert_eq!(client.close(next), CKR_OK);
+    }
+    client.finalize();
+}
+
+#[test]
+fn a_login_whose_answer_was_lost_is_no_dead_end() {
+    let stage = Stage::new();
+    let agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    let session = client.session();
+    agent.lock().drop_after = Some(Op::Login);
+    assert_eq!(client.login(session, CKU_USER, "1234"), CKR_DEVICE_ERROR);
+    assert_eq!(client.session_state(session), (CKR_OK, CKS_RW_PUBLIC_SESSION));
+    assert!(agent.lock().logged_in.is_some(), "to the agent it was one");
+    assert_eq!(client.login(session, CKU_USER, "wrong"), CKR_PIN_INCORRECT, "the PIN is asked for all the same");
+    assert_eq!(client.login(session, CKU_USER, "1234"), CKR_OK);
+    assert_eq!(client.session_state(session), (CKR_OK, CKS_RW_USER_FUNCTIONS));
+    client.finalize();
+}
+
+#[test]
+fn sessions_may_be_closed_under_those_who_use_them() {
+    let stage = Stage::new();
+    let _agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    let key = client.by_label(client.session(), "ec");
+    for _ in 0..50 {
+        let session = client.session();
+        let using = std::thread::spawn(move || {
+            let client = Client::table();
+            loop {
+                let init = client.init(client.0.C_SignInit, session, &mechanism(CKM_ECDSA, &[]), key);
+                let code = if init == CKR_OK { client.in_out(client.0.C_Sign, session, &[1; 32], 64).0 } else { init };
+                if code != CKR_OK {
+                    return code;
+                }
+            }
+        });
+        std::thread::yield_now();
+        assert_eq!(client.close(session), CKR_OK);
+        assert_eq!(using.join().unwrap(), CKR_SESSION_HANDLE_INVALID);
+    }
+    client.finalize();
+}
+
+#[test]
+fn signals_interrupt_no_call() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let stage = Stage::new();
+    let _agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    // SAFETY: a handler that does nothing, without SA_RESTART: system calls end with EINTR.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+    }
+    let is_over = AtomicBool::new(false);
+    // SAFETY: names this thread, which outlives the scope.
+    let target = unsafe { libc::pthread_self() };
+    std::thread::scope(|scope| {
+        let _over = SetAtEnd(&is_over);
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                // SAFETY: the thread waits for this one to end.
+                unsafe { libc::pthread_kill(target, libc::SIGUSR1) };
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        });
+        for _ in 0..500 {
+            assert!(signs(&client));
+        }
+    });
+    client.finalize();
+}
+
+#[test]
+fn operations_leave_nothing_behind() {
+    let stage = Stage::new();
+    let _agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let operations = |count: usize| (0..count).for_each(|_| assert!(signs(&client)));
+    operations(1000);
+    let before = (open_files(), resident());
+    operations(10_000);
+    assert_eq!(open_files(), before.0);
+    assert!(resident() < before.1 + (2 << 20), "{} bytes more", resident() - before.1);
     client.finalize();
 }
 
@@ -162,7 +358,7 @@ fn an_agent_that_restarts_is_not_noticed() {
     model.lock().unwrap().objects.remove(&passing);
     let socket = stage.socket.clone();
     let back = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(100));
         Agent::resume(&socket, model)
     });
     assert_eq!(client.in_out(f.C_Encrypt, session, &[0; 16], 16).0, CKR_OK, "in the middle of the restart");
@@ -194,7 +390,7 @@ fn an_agent_that_is_gone_is_told_quickly() {
     let model = agent.stop();
     let start = Instant::now();
     assert_eq!(client.in_out(client.0.C_Encrypt, session, &[0; 16], 16).0, CKR_DEVICE_ERROR);
-    assert!(start.elapsed() < Duration::from_millis(1500), "it waits for a restart, once");
+    assert!(start.elapsed() < Duration::from_secs(3), "it waits for a restart, once");
     let start = Instant::now();
     for _ in 0..100 {
         assert_eq!(client.init(client.0.C_EncryptInit, session, &cbc, key), CKR_DEVICE_ERROR);
@@ -203,7 +399,7 @@ fn an_agent_that_is_gone_is_told_quickly() {
     assert_eq!((slots.len(), client.slots(true).len()), (1, 0), "the slot stays, empty");
     assert_eq!(client.token_info(slots[0]).0, CKR_TOKEN_NOT_PRESENT);
     assert_eq!(client.open(slots[0], CKF_SERIAL_SESSION).0, CKR_TOKEN_NOT_PRESENT);
-    assert!(start.elapsed() < Duration::from_millis(200));
+    assert!(start.elapsed() < Duration::from_secs(1), "and not again");
 
     let mut slot = 0;
     // SAFETY: valid place.
@@ -250,6 +446,10 @@ fn a_login_that_the_agent_has_ended_is_over() {
     let session = client.session();
     assert_eq!(client.login(session, CKU_USER, "1234"), CKR_OK);
     agent.lock().refuse_next = Some((CKR_USER_NOT_LOGGED_IN, 0));
+    assert_eq!(client.find(session, &[]).0, CKR_USER_NOT_LOGGED_IN);
+    assert_eq!(client.session_state(session), (CKR_OK, CKS_RW_USER_FUNCTIONS), "some other login was missing");
+    agent.lock().refuse_next = Some((CKR_USER_NOT_LOGGED_IN, 0));
+    agent.lock().logged_in = None;
     assert_eq!(client.find(session, &[]).0, CKR_USER_NOT_LOGGED_IN);
     assert_eq!(client.session_state(session), (CKR_OK, CKS_RW_PUBLIC_SESSION));
     assert_eq!(client.login(session, CKU_USER, "1234"), CKR_OK);
@@ -318,16 +518,44 @@ fn data_over_every_limit_goes_in_pieces() {
 }
 
 #[test]
+fn what_can_be_sealed_can_be_opened() {
+    let stage = Stage::new();
+    let agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    let (session, f) = (client.session(), client.0);
+    let key = client.by_label(session, "aes");
+    let params = gcm(&IV[..12], b"", 128);
+    let gcm = mechanism(CKM_AES_GCM, &params);
+    let data = vec![8; 64 << 20];
+    let most = data.len() - 16;
+    assert_eq!(client.init(f.C_EncryptInit, session, &gcm, key), CKR_OK);
+    assert_eq!(client.in_query(f.C_Encrypt, session, &data[..=most]).0, CKR_DATA_LEN_RANGE);
+    assert_eq!(client.init(f.C_EncryptInit, session, &gcm, key), CKR_OK);
+    let (code, _, sealed) = client.in_out(f.C_Encrypt, session, &data[..most], data.len());
+    assert_eq!((code, sealed.len()), (CKR_OK, data.len()));
+    assert_eq!(client.init(f.C_DecryptInit, session, &gcm, key), CKR_OK);
+    let (code, _, plain) = client.in_out(f.C_Decrypt, session, &sealed, most);
+    assert_eq!((code, plain == data[..most]), (CKR_OK, true));
+    assert_eq!(agent.asked(Op::Operate), 2);
+
+    assert_eq!(client.init(f.C_EncryptInit, session, &gcm, key), CKR_OK);
+    assert_eq!(client.in_out(f.C_EncryptUpdate, session, &data[..most], most).0, CKR_OK);
+    assert_eq!(client.in_out(f.C_EncryptUpdate, session, &[1], 1).0, CKR_DATA_LEN_RANGE, "in parts neither");
+    assert_eq!(client.out(f.C_EncryptFinal, session, 16).0, CKR_OPERATION_NOT_INITIALIZED);
+    client.finalize();
+}
+
+#[test]
 fn a_listener_that_never_answers_costs_a_second_once() {
     let stage = Stage::new();
     let listener = UnixListener::bind(&stage.socket).unwrap();
     let client = Client::initialized();
     let start = Instant::now();
     assert_eq!(client.slots(true).len(), 0);
-    assert!(start.elapsed() > Duration::from_millis(900) && start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() > Duration::from_millis(900) && start.elapsed() < Duration::from_secs(5));
     let start = Instant::now();
     assert_eq!(client.slots(true).len(), 0);
-    assert!(start.elapsed() < Duration::from_millis(500));
+    assert!(start.elapsed() < Duration::from_millis(900));
     client.finalize();
     drop(listener);
 }
@@ -347,11 +575,14 @@ fn a_foreign_listener_hears_nothing() {
     if pid == 0 {
         // SAFETY: plain numbers.
         unsafe {
-            libc::alarm(20);
             libc::setgid(65_534);
             libc::setuid(65_534);
         }
-        let code = UnixListener::bind(&socket)
+        live_no_longer_than_the_parent(); // last: a new user forgets it
+        // At its place only when it listens.
+        let early = socket.with_extension("early");
+        let code = UnixListener::bind(&early)
+            .and_then(|listener| std::fs::rename(&early, &socket).map(|()| listener))
             .and_then(|listener| listener.accept())
             .and_then(|(mut stream, _)| stream.read(&mut [0; 64]))
             .map_or(9, |heard| i32::from(heard > 0));
@@ -361,7 +592,6 @@ fn a_foreign_listener_hears_nothing() {
     while !stage.socket.exists() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    std::thread::sleep(Duration::from_millis(50));
     let client = Client::initialized();
     assert_eq!(client.slots(true).len(), 0);
     client.finalize();

@@ -525,6 +525,109 @@ fn keys_that_want_a_login_each_time() {
     assert_eq!(client.init(f.C_DecryptInit, s, &mechanism(CKM_AES_CBC, &IV), scene.key("careful")), CKR_OK);
     assert_eq!(client.login(s, CKU_CONTEXT_SPECIFIC, "wrong"), CKR_PIN_INCORRECT);
     assert_eq!(client.login(s, CKU_CONTEXT_SPECIFIC, "1234"), CKR_OK);
+    assert_eq!(client.in_out(f.C_Decrypt, s, &[0; 16], 16).0, CKR_OK);
+
+    assert_eq!(client.login(s, CKU_USER, "1234"), CKR_OK);
+    assert_eq!(client.init(f.C_DecryptInit, s, &mechanism(CKM_AES_CBC, &IV), scene.key("careful")), CKR_OK);
+    assert_eq!(client.in_out(f.C_Decrypt, s, &[0; 16], 16).0, CKR_USER_NOT_LOGGED_IN, "once for each");
+    assert_eq!(client.session_state(s), (CKR_OK, CKS_RW_USER_FUNCTIONS), "that was not the user's login");
+}
+
+#[test]
+fn input_and_output_may_be_the_same_memory() {
+    let scene = Scene::new();
+    let (client, f, s, aes) = (&scene.client, scene.client.0, scene.session, scene.key("aes"));
+    let pad = mechanism(CKM_AES_CBC_PAD, &IV);
+    // Inside a frame and beside it; at the same place, and shifted either way.
+    for length in [48, 40_000] {
+        for (from, to) in [(0, 0), (0, 5), (5, 0), (64, 0), (0, 64)] {
+            let plain: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let right = whole(Kind::Encrypt, CKM_AES_CBC_PAD, 0, &plain, &[]).unwrap();
+            let mut memory = vec![0xee; length + 200];
+            memory[from..][..length].copy_from_slice(&plain);
+            let start = memory.as_mut_ptr();
+            let turn = |function: CK_C_Encrypt, from: usize, count: usize, to: usize| {
+                let mut room = right.len() as CK_ULONG;
+                // SAFETY: both places lie within the memory.
+                let code =
+                    unsafe { function.unwrap()(s, start.add(from), count as CK_ULONG, start.add(to), &raw mut room) };
+                assert_eq!(code, CKR_OK);
+                room as usize
+            };
+            assert_eq!(client.init(f.C_EncryptInit, s, &pad, aes), CKR_OK);
+            assert_eq!(turn(f.C_Encrypt, from, length, to), right.len());
+            // SAFETY: as before.
+            assert!(unsafe { std::slice::from_raw_parts(start.add(to), right.len()) } == right, "{length} {from} {to}");
+            assert_eq!(client.init(f.C_DecryptInit, s, &pad, aes), CKR_OK);
+            assert_eq!(turn(f.C_Decrypt, to, right.len(), from), length);
+            // SAFETY: as before.
+            assert!(unsafe { std::slice::from_raw_parts(start.add(from), length) } == plain, "{length} {from} {to}");
+            assert_eq!(client.init(f.C_EncryptInit, s, &pad, aes), CKR_OK);
+            let first = turn(f.C_EncryptUpdate, from, length - 8, from);
+            assert!(memory[from..][..first] == right[..first], "in parts");
+            assert_eq!(client.out(f.C_EncryptFinal, s, 16).0, CKR_OK);
+        }
+    }
+}
+
+#[test]
+fn pointers_need_no_alignment() {
+    let scene = Scene::new();
+    let (client, f, s, aes) = (&scene.client, scene.client.0, scene.session, scene.key("aes"));
+    /// A copy of a value at an odd address.
+    fn odd<T: Copy>(memory: &mut [u8; 128], value: T) -> *mut T {
+        let place = memory.as_mut_ptr().wrapping_add(1 - memory.as_ptr() as usize % 2).cast::<T>();
+        assert!(size_of::<T>() < 127 && place as usize % 2 == 1);
+        // SAFETY: within the memory.
+        unsafe { place.write_unaligned(value) };
+        place
+    }
+    let mut memory = [[0; 128]; 6];
+    let [first, second, third, fourth, fifth, sixth] = &mut memory;
+    let params = gcm(&IV[..12], b"aad", 128);
+    let data = b"unaligned";
+    // SAFETY: every pointer is valid, for the lengths beside it.
+    unsafe {
+        let params = odd::<[u8; 48]>(first, params.try_into().unwrap());
+        let gcm = CK_MECHANISM { mechanism: CKM_AES_GCM, pParameter: params.cast(), ulParameterLen: 48 };
+        assert_eq!(f.C_EncryptInit.unwrap()(s, odd(second, gcm), aes), CKR_OK);
+        let (length, out) = (odd::<CK_ULONG>(third, 25), odd(fourth, [0_u8; 25]));
+        let code = f.C_Encrypt.unwrap()(s, data.as_ptr().cast_mut(), 9, out.cast(), length);
+        assert_eq!((code, length.read_unaligned()), (CKR_OK, 25));
+        let label = odd(fifth, [0_u8; 3]);
+        let template = odd(sixth, CK_ATTRIBUTE { type_: CKA_LABEL, pValue: label.cast(), ulValueLen: 3 });
+        assert_eq!(f.C_GetAttributeValue.unwrap()(s, aes, template, 1), CKR_OK);
+        assert_eq!((template.read_unaligned().ulValueLen, &label.read_unaligned()), (3, b"aes"));
+        assert_eq!(f.C_FindObjectsInit.unwrap()(s, template, 1), CKR_OK);
+        let (found, count) = (odd::<CK_OBJECT_HANDLE>(second, 0), odd::<CK_ULONG>(third, 0));
+        assert_eq!(f.C_FindObjects.unwrap()(s, found, 1, count), CKR_OK);
+        assert_eq!((found.read_unaligned(), count.read_unaligned()), (aes, 1));
+        let session = odd::<CK_SESSION_HANDLE>(fourth, 0);
+        let flags = CKF_SERIAL_SESSION;
+        assert_eq!(f.C_OpenSession.unwrap()(slot().into(), flags, std::ptr::null_mut(), None, session), CKR_OK);
+        assert_eq!(client.close(session.read_unaligned()), CKR_OK);
+    }
+}
+
+#[test]
+fn a_write_protected_token_is_read_in_read_write_sessions() {
+    let scene = Scene::new();
+    let (client, slot) = (&scene.client, CK_SLOT_ID::from(slot()));
+    scene.agent.lock().is_write_protected = true;
+    assert_eq!(client.token_info(slot).1.flags & CKF_WRITE_PROTECTED, CKF_WRITE_PROTECTED);
+    let (code, session) = client.open(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION);
+    assert_eq!(code, CKR_OK, "OpenSSH asks for no other");
+    assert_eq!(client.init(client.0.C_SignInit, session, &mechanism(CKM_ECDSA, &[]), scene.key("ec")), CKR_OK);
+}
+
+#[test]
+fn an_agent_that_wants_more_room_than_there_can_be_is_at_fault() {
+    let scene = Scene::new();
+    let (client, f, s) = (&scene.client, scene.client.0, scene.session);
+    assert_eq!(client.init(f.C_EncryptInit, s, &mechanism(CKM_AES_CBC, &IV), scene.key("aes")), CKR_OK);
+    scene.agent.lock().refuse_next = Some((CKR_BUFFER_TOO_SMALL, 0));
+    assert_eq!(client.in_out(f.C_Encrypt, s, &[0; 16], 16).0, CKR_DEVICE_ERROR);
+    assert_eq!(client.in_out(f.C_Encrypt, s, &[0; 16], 16).0, CKR_OPERATION_NOT_INITIALIZED);
 }
 
 #[test]

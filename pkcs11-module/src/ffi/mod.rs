@@ -590,7 +590,7 @@ entry! {
     fn C_GenerateRandom(library, session: CK_SESSION_HANDLE, buffer: *mut CK_BYTE, length: CK_ULONG) {
         library.session(session)?;
         ensure((!buffer.is_null() || length == 0) && length <= RANDOM_BYTES_MAX, CKR_ARGUMENTS_BAD)?;
-        let mut random = crate::bytes::Bytes::zeroed(length as usize);
+        let mut random = crate::bytes::Bytes::zeroed(length as usize)?;
         ensure(sys::random(random.as_mut()), CKR_DEVICE_ERROR)?;
         ptr::copy_nonoverlapping(random.as_ptr(), buffer, random.len());
         Ok(())

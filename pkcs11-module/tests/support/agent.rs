@@ -1,6 +1,6 @@
 //! An agent that speaks `wire` and keeps everything in one struct.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,10 +38,16 @@ pub struct Model {
     pub connections: u32,
     /// Closes the connection instead of answering the next request of this kind.
     pub drop_next: Option<Op>,
+    /// Closes the connection after doing the next request of this kind, instead of answering.
+    pub drop_after: Option<Op>,
     /// Refuses the next request that is not Hello.
     pub refuse_next: Option<(u64, u32)>,
     /// Accepts no ticket.
     pub is_forgetful: bool,
+    /// Lets nobody change anything.
+    pub is_write_protected: bool,
+    /// Sessions that may use a key with CKA_ALWAYS_AUTHENTICATE once.
+    context_logins: HashSet<u64>,
     parts: HashMap<u64, Parts>,
     next: u64,
 }
@@ -50,6 +56,8 @@ pub struct Agent {
     pub model: Arc<Mutex<Model>>,
     stop: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<UnixStream>>>,
+    /// Requests that have come, whether or not the model was free to answer them.
+    received: Arc<AtomicU64>,
     acceptor: Option<std::thread::JoinHandle<()>>,
     socket: std::path::PathBuf,
 }
@@ -71,8 +79,10 @@ impl Agent {
         let (stop, streams) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(vec![])));
         let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
         model.lock().unwrap().parts.clear();
+        let received = Arc::new(AtomicU64::new(0));
         let acceptor = std::thread::spawn({
             let (model, stop, streams) = (model.clone(), stop.clone(), Arc::clone(&streams));
+            let received = received.clone();
             move || {
                 while let Ok((stream, _)) = listener.accept() {
                     if stop.load(Ordering::Acquire) {
@@ -80,12 +90,12 @@ impl Agent {
                     }
                     streams.lock().unwrap().push(stream.try_clone().unwrap());
                     model.lock().unwrap().connections += 1;
-                    let model = model.clone();
-                    std::thread::spawn(move || serve(stream, &model, instance));
+                    let (model, received) = (model.clone(), received.clone());
+                    std::thread::spawn(move || serve(stream, &model, &received, instance));
                 }
             }
         });
-        Self { model, stop, streams, acceptor: Some(acceptor), socket: socket.to_owned() }
+        Self { model, stop, streams, received, acceptor: Some(acceptor), socket: socket.to_owned() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Model> {
@@ -94,6 +104,10 @@ impl Agent {
 
     pub fn asked(&self, op: Op) -> u32 {
         self.lock().asked.get(&op).copied().unwrap_or(0)
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Acquire)
     }
 
     /// As a process that was killed: nobody listens, every connection is closed.
@@ -121,11 +135,12 @@ impl Drop for Agent {
     }
 }
 
-fn serve(mut stream: UnixStream, model: &Mutex<Model>, instance: u64) {
+fn serve(mut stream: UnixStream, model: &Mutex<Model>, received: &AtomicU64, instance: u64) {
     let (mut first, mut spill, mut out) = (vec![0; frame::FIRST_BYTES], Vec::new(), FrameBuf::default());
     let mut shared: Option<SharedBuffer> = None;
     while let Ok(Some(frame)) = read_request(&mut stream, &mut first, &mut spill) {
         let (op, id) = (frame.header.op, frame.header.request_id);
+        received.fetch_add(1, Ordering::AcqRel);
         let mut model = model.lock().unwrap();
         *model.asked.entry(op).or_default() += 1;
         if model.drop_next == Some(op) {
@@ -153,7 +168,17 @@ fn serve(mut stream: UnixStream, model: &Mutex<Model>, instance: u64) {
         let response = response.unwrap_or_else(|(code, retry_ms)| {
             Response::Refused(Refusal { retry_ms, ..Refusal::new(code, "the toy does not want to") })
         });
-        let bytes = out.response(id, model.version, ResponseFlags::default(), &response).unwrap();
+        if model.drop_after == Some(op) {
+            model.drop_after = None;
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+        let flags = match model.logged_in {
+            Some(User::SecurityOfficer) => ResponseFlags::SO_LOGGED_IN,
+            Some(_) => ResponseFlags::USER_LOGGED_IN,
+            None => ResponseFlags::default(),
+        };
+        let bytes = out.response(id, model.version, flags, &response).unwrap();
         if write_frame(&stream, bytes).is_err() {
             return;
         }
@@ -234,7 +259,10 @@ impl Model {
                 let ticket = Ticket(b"ticket");
                 Ok(Response::Hello(response::Hello { version: 1, resumed, instance, ticket, agent_version: "0" }))
             }
-            Request::Tokens => Ok(Response::Tokens(response::Tokens { tokens: List::from(tokens()) })),
+            Request::Tokens => {
+                let tokens = &tokens()[usize::from(self.is_write_protected)..][..1];
+                Ok(Response::Tokens(response::Tokens { tokens: List::from(tokens) }))
+            }
             Request::Mechanisms(_) => {
                 Ok(Response::Mechanisms(response::Mechanisms { mechanisms: List::from(MECHANISMS) }))
             }
@@ -292,6 +320,11 @@ impl Model {
                 Ok(Response::Done)
             }
             Request::Operate(operate) => {
+                let key = self.objects.get(&operate.object).ok_or(CKR_KEY_HANDLE_INVALID)?;
+                let is_careful = key.attributes.get(&CKA_ALWAYS_AUTHENTICATE).is_some_and(|value| value == &[1]);
+                if is_careful && !self.context_logins.remove(&operate.session) {
+                    return Err(CKR_USER_NOT_LOGGED_IN);
+                }
                 let input = fetch(&operate.input, shared);
                 let tag = tag_bytes(&operate.mechanism);
                 let signature = fetch(&operate.signature, shared);
@@ -321,11 +354,18 @@ impl Model {
     }
 
     fn login<'m>(&mut self, login: &request::Login<'_>) -> Result<Response<'m>, u64> {
+        match self.logged_in.filter(|_| login.user != User::ContextSpecific) {
+            Some(user) if user == login.user => return Err(CKR_USER_ALREADY_LOGGED_IN),
+            Some(_) => return Err(CKR_USER_ANOTHER_ALREADY_LOGGED_IN),
+            None => {}
+        }
         let right = if login.user == User::SecurityOfficer { SO_PIN } else { USER_PIN };
         if login.pin.0 != right {
             return Err(CKR_PIN_INCORRECT);
         }
-        if login.user != User::ContextSpecific {
+        if login.user == User::ContextSpecific {
+            self.context_logins.insert(login.session);
+        } else {
             self.logged_in = Some(login.user);
         }
         Ok(Response::Ticket(response::TicketChanged { ticket: Ticket(b"ticket1") }))
@@ -357,11 +397,12 @@ fn op_is(request: &Request<'_>, op: Op) -> bool {
     request.code() == op
 }
 
-fn tokens() -> &'static [TokenInfo<'static>] {
-    static TOKENS: std::sync::OnceLock<[TokenInfo<'static>; 1]> = std::sync::OnceLock::new();
+/// The token as it is, and write-protected.
+fn tokens() -> &'static [TokenInfo<'static>; 2] {
+    static TOKENS: std::sync::OnceLock<[TokenInfo<'static>; 2]> = std::sync::OnceLock::new();
     TOKENS.get_or_init(|| {
         let flags = TokenFlags::PRESENT.with(TokenFlags::INITIALISED).with(TokenFlags::LOGIN_REQUIRED);
-        [TokenInfo {
+        let token = TokenInfo {
             slot: slot(),
             flags: flags.with(TokenFlags::USER_PIN_SET),
             object_version: 1,
@@ -370,7 +411,8 @@ fn tokens() -> &'static [TokenInfo<'static>] {
             label: "toy",
             serial: "0001",
             model: "Toy",
-        }]
+        };
+        [token, TokenInfo { flags: token.flags.with(TokenFlags::WRITE_PROTECTED), ..token }]
     })
 }
 

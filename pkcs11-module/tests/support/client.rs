@@ -28,6 +28,16 @@ pub fn gcm(iv: &[u8], aad: &[u8], tag_bits: CK_ULONG) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
+/// Bytes after each output buffer that must stay as they are.
+const FENCE: usize = 64;
+
+/// What a call has put into its room, and nowhere else.
+fn within(mut buffer: Vec<u8>, room: usize, length: CK_ULONG) -> Vec<u8> {
+    assert!(buffer[room..].iter().all(|byte| *byte == 0xee), "written over the end of {room} bytes");
+    buffer.truncate(room.min(length as usize));
+    buffer
+}
+
 type InOut = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut u8, CK_ULONG, *mut u8, *mut CK_ULONG) -> CK_RV;
 type Out = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut u8, *mut CK_ULONG) -> CK_RV;
 
@@ -213,7 +223,7 @@ impl Client {
         data: &[u8],
         room: usize,
     ) -> (CK_RV, usize, Vec<u8>) {
-        let (mut buffer, mut length) = (vec![0xee; room], room as CK_ULONG);
+        let (mut buffer, mut length) = (vec![0xee; room + FENCE], room as CK_ULONG);
         // SAFETY: both slices are valid.
         let code = unsafe {
             function.unwrap()(
@@ -224,8 +234,7 @@ impl Client {
                 &raw mut length,
             )
         };
-        buffer.truncate(length as usize);
-        (code, length as usize, buffer)
+        (code, length as usize, within(buffer, room, length))
     }
 
     /// The length that a function names.
@@ -240,11 +249,10 @@ impl Client {
 
     /// Data out.
     pub fn out(&self, function: Option<Out>, session: CK_SESSION_HANDLE, room: usize) -> (CK_RV, usize, Vec<u8>) {
-        let (mut buffer, mut length) = (vec![0xee; room], room as CK_ULONG);
+        let (mut buffer, mut length) = (vec![0xee; room + FENCE], room as CK_ULONG);
         // SAFETY: a valid slice.
         let code = unsafe { function.unwrap()(session, buffer.as_mut_ptr(), &raw mut length) };
-        buffer.truncate(length as usize);
-        (code, length as usize, buffer)
+        (code, length as usize, within(buffer, room, length))
     }
 
     /// Data in.
