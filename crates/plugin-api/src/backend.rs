@@ -171,13 +171,7 @@ impl BackendPlugin {
                 message: "this backend has no wait".to_owned(),
             });
         }
-        let waiter = match self.waiter.get() {
-            Some(waiter) => waiter,
-            None => {
-                let started = Client::start(self.client.config(), Some(Kind::Backend))?;
-                self.waiter.get_or_init(|| started)
-            }
-        };
+        let waiter = self.waiter.get_or_init(|| Client::idle(self.client.config(), Some(Kind::Backend)));
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let limit = self.client.config().call_timeout.saturating_add(timeout);
         let check = |answer: &mut crate::client::Answer<'_>| Ok(answer.fields.head()?);

@@ -9,7 +9,7 @@ use crate::codec::{self, Malformed, Op, Reader, Writer};
 use crate::config::{HostConfig, Kind, Network};
 use crate::error::PluginError;
 use crate::page::SecretPage;
-use crate::path::{check_path, check_pin};
+use crate::path::{check_path, pinned_copy};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use std::ffi::OsStr;
@@ -28,6 +28,8 @@ use std::time::{Duration, Instant};
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause between restarts.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// Longest call that is waited for: a configuration's "for ever" may not overflow the clock.
+const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a host may take to close its files when it is told to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait for a killed host; one in an uninterruptible system call is left to a thread.
@@ -103,21 +105,24 @@ pub(crate) fn wrong<T>(what: impl Into<String>) -> Result<T, Wrong> {
 impl Client {
     /// Starts the plugin of `config`, which must be of `kind` if one is given.
     pub(crate) fn start(config: &HostConfig, kind: Option<Kind>) -> Result<Client, PluginError> {
+        let client = Client::idle(config, kind);
+        client.ensure_running(&mut client.lock())?;
+        Ok(client)
+    }
+
+    /// As [`Client::start`], but the host is started by the first call.
+    pub(crate) fn idle(config: &HostConfig, kind: Option<Kind>) -> Client {
         let mut config = config.clone();
         // the host works in the data folder: relative paths would mean something else there
         for path in [&mut config.host_path, &mut config.plugin_path, &mut config.data_dir] {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
         }
-        let client = Client {
+        Client {
             config,
             kind,
             state: Mutex::new(State { running: None, opened: None, failures: 0, not_before: None, next_id: 1 }),
             killer: Mutex::new(None),
-        };
-        let mut state = client.lock();
-        client.ensure_running(&mut state)?;
-        drop(state);
-        Ok(client)
+        }
     }
 
     /// What the plugin said of itself.
@@ -187,6 +192,7 @@ impl Client {
             return Err(PluginError::Restarting { who, wait: Duration::ZERO });
         };
         let call = op.name();
+        let limit = limit.min(CALL_TIMEOUT_MAX);
         let deadline = Instant::now() + limit;
         let frame = transfer(running, id, op, fields, deadline).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => PluginError::TimedOut { who: who.clone(), call, limit },
@@ -319,6 +325,10 @@ impl Client {
                 let kind = Kind::from_code(kind).ok_or(Wrong::Answer(format!("unknown kind {kind}")))?;
                 let name = answer.fields.text(abi::NAME_BYTES_MAX)?;
                 let version = answer.fields.text(abi::NAME_BYTES_MAX)?;
+                // the host has checked it, but the plugin's initialisers ran in the host before
+                if !codec::is_name(&name) {
+                    return wrong("a name that is not made of a-z, 0-9 and -");
+                }
                 Ok(Opened { kind, name, version })
             },
             |_| Ok(None),
@@ -419,10 +429,10 @@ fn spawn(config: &HostConfig, who: &str) -> Result<Running, PluginError> {
         let (who, action) = (who.to_owned(), action.to_owned());
         move |source| PluginError::Host { who, action, source }
     };
-    check_path(&config.host_path, config.path_rule).map_err(path)?;
+    let program = check_path(&config.host_path, config.path_rule).map_err(path)?;
     let mut plugin = check_path(&config.plugin_path, config.path_rule).map_err(path)?;
     if let Some(pin) = &config.pin {
-        check_pin(&config.plugin_path, &mut plugin, pin).map_err(path)?;
+        plugin = pinned_copy(&config.plugin_path, plugin, pin).map_err(path)?;
     }
     prepare_data_dir(&config.data_dir).map_err(host(&format!("data folder {}", config.data_dir.display())))?;
     let (page, page_fd) = SecretPage::make().map_err(host("secret memory"))?;
@@ -431,7 +441,8 @@ fn spawn(config: &HostConfig, who: &str) -> Result<Running, PluginError> {
     let inherited = [OwnedFd::from(theirs), OwnedFd::from(plugin), page_fd];
     let numbers: [i32; 3] = std::array::from_fn(|index| inherited[index].as_raw_fd());
 
-    let mut command = Command::new(&config.host_path);
+    // the file that was checked, whatever its name leads to by now; the child's descriptors have the same numbers
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command.arg0("mayfly-plugin-host");
     for (option, number) in ["--socket", "--plugin", "--page"].iter().zip(numbers) {
         command.arg(option).arg(number.to_string());

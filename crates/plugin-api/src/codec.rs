@@ -250,6 +250,12 @@ pub(crate) fn clean_text(bytes: &[u8]) -> String {
         .to_owned()
 }
 
+/// True for what may be a plugin's name; it stands in every message.
+pub(crate) fn is_name(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=abi::NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(good)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -62,13 +62,13 @@ pub struct HostConfig {
     pub host_path: PathBuf,
     /// The plugin's shared library.
     pub plugin_path: PathBuf,
-    /// SHA-256 of the library; it is hashed and loaded through one descriptor.
+    /// SHA-256 of the library; what is hashed and loaded is a sealed copy of it.
     pub pin: Option<[u8; 32]>,
     /// Configuration text for the plugin (TOML for ours).
     pub config_text: String,
     /// Private folder of the plugin; made with mode 0700 when missing, refused when others can look in.
     pub data_dir: PathBuf,
-    /// Limit of each call, starting included.
+    /// Limit of each call, starting included; a day at most.
     pub call_timeout: Duration,
     /// Whether the plugin may use the network.
     pub network: Network,

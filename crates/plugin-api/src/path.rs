@@ -4,7 +4,7 @@
 //! nobody else may write to it: else that somebody decides what we run. What was checked is what is used: the file's
 //! descriptor is handed on, its name is not looked up again.
 
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Stat};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::ffi::{CString, OsStr, OsString};
@@ -20,6 +20,8 @@ const LINKS_MAX: usize = 40;
 const COMPONENTS_MAX: usize = 512;
 /// Largest plugin that is hashed.
 const PLUGIN_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Longest name of a memfd (memfd_create(2)).
+const MEMFD_NAME_BYTES_MAX: usize = 249;
 
 /// How strictly paths are judged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,8 +29,8 @@ pub enum PathRule {
     /// Owner root or us, writable by nobody else, on every component.
     #[default]
     Strict,
-    /// For a build tree on a developer's machine: folders that the group may write to, and sticky folders of root
-    /// (`/tmp`), are let through. Who shares that group can then replace the plugin.
+    /// For a build tree on a developer's machine: what the group may write to, and sticky folders of root (`/tmp`), are
+    /// let through. Who shares that group can then replace the plugin.
     DangerDevelopment,
 }
 
@@ -138,7 +140,7 @@ pub fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
         }
         total += count as u64;
         if total > PLUGIN_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 512 MiB"));
+            return Err(too_large());
         }
         hasher.update(&buffer[..count]);
     }
@@ -146,16 +148,41 @@ pub fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
     Ok(hasher.finalize().into())
 }
 
-/// Compares a file with its pin.
+/// A copy of a pinned file that nobody can change any more: what was hashed is what will be loaded, whatever becomes of
+/// the file meanwhile.
 ///
 /// # Errors
 /// [`PathError::Pin`], [`PathError::Unreadable`].
-pub(crate) fn check_pin(path: &Path, file: &mut File, pin: &[u8; 32]) -> Result<(), PathError> {
-    let found = sha256_of(file).map_err(|source| PathError::Unreadable { path: path.to_owned(), source })?;
+pub(crate) fn pinned_copy(path: &Path, file: File, pin: &[u8; 32]) -> Result<File, PathError> {
+    let unreadable = |source| PathError::Unreadable { path: path.to_owned(), source };
+    let mut copy = sealed_copy(path, file).map_err(unreadable)?;
+    let found = sha256_of(&mut copy).map_err(unreadable)?;
     if found == *pin {
-        return Ok(());
+        return Ok(copy);
     }
     Err(PathError::Pin { path: path.to_owned(), found: hex::encode(found), pinned: hex::encode(pin) })
+}
+
+fn sealed_copy(path: &Path, file: File) -> io::Result<File> {
+    // the name shows in /proc/PID/maps
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let name = &name[..name.len().min(MEMFD_NAME_BYTES_MAX)];
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let copy = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        made => made,
+    };
+    let mut copy = File::from(copy?);
+    if io::copy(&mut file.take(PLUGIN_BYTES_MAX + 1), &mut copy)? > PLUGIN_BYTES_MAX {
+        return Err(too_large());
+    }
+    rustix::fs::fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(copy)
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "larger than 512 MiB")
 }
 
 /// The folder (in the end: the file) that the walk has reached.
@@ -252,6 +279,7 @@ fn unreadable(path: &Path, error: rustix::io::Errno) -> PathError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     const DEVELOPMENT: PathRule = PathRule::DangerDevelopment;
@@ -370,10 +398,15 @@ mod tests {
     fn pins() {
         let tree = Tree::new();
         let path = tree.at("a/b/plugin.so");
-        let mut file = check_path(&path, DEVELOPMENT).unwrap();
-        let hash = sha256_of(&mut file).unwrap();
-        check_pin(&path, &mut file, &hash).unwrap();
-        let text = check_pin(&path, &mut file, &[0; 32]).unwrap_err().to_string();
+        let open = || check_path(&path, DEVELOPMENT).unwrap();
+        let hash = sha256_of(&mut open()).unwrap();
+        let text = pinned_copy(&path, open(), &[0; 32]).unwrap_err().to_string();
         assert!(text.contains(&hex::encode(hash)) && text.contains(&"00".repeat(32)), "{text}");
+
+        let mut copy = pinned_copy(&path, open(), &hash).unwrap();
+        std::fs::write(&path, "other!").unwrap();
+        assert_eq!(sha256_of(&mut copy).unwrap(), hash, "what was hashed stays");
+        assert!(copy.write_all(b"other!").is_err() && copy.set_len(0).is_err());
+        assert!(pinned_copy(&path, open(), &hash).is_err());
     }
 }

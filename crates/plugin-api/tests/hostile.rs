@@ -174,7 +174,11 @@ fn bad_calls() {
         ("makes a process", "open_key: fork refused"),
         ("runs a program", "open_key: exec refused"),
         ("kills the agent", "open_key: kill refused"),
+        ("limits the agent", "open_key: prlimit refused"),
+        ("has the agent signalled", "open_key: ownership refused"),
+        ("types at the terminal", "open_key: typing refused"),
         ("opens a network socket", "open_key: socket refused"),
+        ("drips and hangs", "open_key timed out after 2 s"),
     ] {
         let vault = bench.start(&library, mode).unwrap_or_else(|error| panic!("{mode}: {error}"));
         let started = Instant::now();
@@ -187,6 +191,9 @@ fn bad_calls() {
     let vault = bench.start(&library, "smashes the stack").unwrap();
     let _ = vault.open_key(1, Tier::Boot);
     assert_eq!(vault.generation().unwrap().current, 0);
+    // the page stays as large as it is: reading it must never be a SIGBUS of ours
+    let vault = bench.start(&library, "shrinks the page").unwrap();
+    assert_eq!(vault.open_key(1, Tier::Boot).unwrap().expose(), &[0x42; 32]);
     // allowed: many vaults are reached over a unix socket
     bench.start(&library, "opens a unix socket").unwrap().open_key(1, Tier::Boot).unwrap();
 }
@@ -394,8 +401,9 @@ fn a_host_starts_with_nothing() {
         assert!(open.iter().filter(|target| target.starts_with("socket:")).count() == 2, "{open:?}");
         assert!(!open.iter().any(|target| target.contains(".so") || target.contains("secret")), "{open:?}");
     }
+    assert_eq!(std::fs::read_to_string(proc.join("oom_score_adj")).unwrap(), "200\n");
     let status = std::fs::read_to_string(proc.join("status")).unwrap();
-    for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
+    for line in ["Name:\tmayfly-plugin-h", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.contains(line), "{line} is not in {status}");
     }
     for name in ["LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "MALLOC_PERTURB_"] {
@@ -419,6 +427,20 @@ fn a_pin_is_kept() {
     assert!(text.starts_with("vault(hostile): ") && text.contains("pinned is"), "{text}");
     config.pin = None;
     VaultPlugin::start(&config).unwrap();
+}
+
+/// The checked file itself runs, its name is not looked up again: so a script, whose interpreter would do that, does not.
+#[test]
+fn the_host_runs_by_descriptor() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::new();
+    let library = bench.build(&[]);
+    let config = bench.config(&library, "honest");
+    VaultPlugin::start(&config).unwrap();
+    let script = bench.dir.path().join("script");
+    std::fs::write(&script, format!("#!/bin/sh\nexec '{}' \"$@\"\n", config.host_path.display())).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
+    error_of(VaultPlugin::start(&HostConfig { host_path: script, ..config }));
 }
 
 #[test]

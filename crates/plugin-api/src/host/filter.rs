@@ -2,8 +2,8 @@
 //!
 //! A list of what is refused, not of what is allowed: below a plugin are vendors' libraries that nobody here has seen.
 //! What goes is what a vault or a ledger store never needs and an intruder does: new programs and processes, other
-//! processes of the same user (the agent!) by signal, trace or descriptor, the kernel's own configuration, and the
-//! network unless the configuration grants it. Unix sockets stay: software TPMs and resource managers are reached by
+//! processes of the same user (the agent!) by signal, limit, trace or descriptor, the operator's terminal, the kernel's own
+//! configuration, and the network unless the configuration grants it. Unix sockets stay: software TPMs and resource managers are reached by
 //! them. Files of the same user stay too: that is what `docs/formats/plugin-abi.md` says is not protected.
 
 use crate::config::Network;
@@ -40,6 +40,7 @@ const NEVER: &[c_long] = &[
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
     libc::SYS_reboot,
     libc::SYS_syslog,
     libc::SYS_acct,
@@ -56,6 +57,8 @@ const NEVER: &[c_long] = &[
     libc::SYS_move_mount,
     libc::SYS_fsopen,
     libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_fsconfig,
     libc::SYS_mount_setattr,
     libc::SYS_swapon,
     libc::SYS_swapoff,
@@ -72,6 +75,8 @@ const NEVER: &[c_long] = &[
     libc::SYS_setregid,
     libc::SYS_setresuid,
     libc::SYS_setresgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
     libc::SYS_setgroups,
     libc::SYS_capset,
     #[cfg(target_arch = "x86_64")]
@@ -89,6 +94,17 @@ const NEVER: &[c_long] = &[
 /// Refused when they name another process in their first argument.
 const OTHER_PROCESS: &[c_long] =
     &[libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo];
+
+/// Ways to have the kernel signal another process, when the second argument of `fcntl` or `ioctl` is one of these, and to
+/// type at the terminal that standard error may be (libc names only some of them, and in several types).
+const FCNTL_NEVER: &[u64] = &[F_SETOWN, F_SETOWN_EX];
+const IOCTL_NEVER: &[u64] = &[FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCLINUX];
+const F_SETOWN: u64 = 8;
+const F_SETOWN_EX: u64 = 15;
+const FIOSETOWN: u64 = 0x8901;
+const SIOCSPGRP: u64 = 0x8902;
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
 
 /// Installs the filter on all threads of this process, for good.
 pub(super) fn apply(network: Network) -> Result<(), String> {
@@ -118,6 +134,13 @@ fn refusals(network: Network, arch: TargetArch) -> Built {
     let me = u64::from(std::process::id());
     for call in OTHER_PROCESS {
         rules.insert(*call, vec![when(0, Op::Ne, me)?]);
+    }
+    // a limit that is set to nothing ends a process as well as a signal does; 0 is the caller
+    let other = |pid| SeccompCondition::new(0, Len::Dword, Op::Ne, pid);
+    rules.insert(libc::SYS_prlimit64, vec![SeccompRule::new(vec![other(me)?, other(0)?])?]);
+    for (call, values) in [(libc::SYS_fcntl, FCNTL_NEVER), (libc::SYS_ioctl, IOCTL_NEVER)] {
+        let each = values.iter().map(|value| when(1, Op::Eq, *value)).collect::<Result<_, _>>()?;
+        rules.insert(call, each);
     }
     // threads, not processes
     let thread = libc::CLONE_THREAD as u64;

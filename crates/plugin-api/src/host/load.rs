@@ -5,6 +5,7 @@ use crate::abi::{
     ABI_VERSION, BackendTable, FLAG_NEEDS_NETWORK, Header, KIND_BACKEND, KIND_VAULT, NAME_BYTES_MAX, OpenFn, SYMBOL,
     VaultTable,
 };
+use crate::codec::is_name;
 use crate::config::{Kind, Network};
 use core::ffi::c_void;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -99,8 +100,7 @@ fn check(header: *const Header, wanted: Option<Kind>, network: Network) -> Resul
     }
     // SAFETY: by the interface static text of that length; null is checked there.
     let name = unsafe { text(header.name, header.name_len) }?;
-    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if name.is_empty() || !name.bytes().all(good) {
+    if !is_name(&name) {
         return Err("its name is not made of a-z, 0-9 and -".to_owned());
     }
     // SAFETY: as for the name.

@@ -33,6 +33,10 @@ const CALL_STACK_BYTES: usize = 1024 * 1024;
 /// How long the plugin may take to close after the facade has gone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A plugin that eats the memory goes before the agent, by a fifth of all there is; what else eats it goes first
+/// (proc_pid_oom_score_adj(5)).
+const OOM_SCORE_ADJ: &str = "200";
+
 /// What the command line names: inherited descriptors.
 struct Inherited {
     socket: UnixStream,
@@ -42,7 +46,8 @@ struct Inherited {
 
 /// Runs the host; returns only when it could not be set up.
 pub fn main() -> ExitCode {
-    // before all else: from here on nobody reads this process, and there is secret memory for nothing else to be in
+    set_out();
+    // from here on nobody reads this process, and there is secret memory for nothing else to be in
     let hardened = mayfly_secmem::harden_process();
     let inherited = match arguments(std::env::args().skip(1)) {
         Ok(inherited) => inherited,
@@ -62,6 +67,14 @@ pub fn main() -> ExitCode {
     std::thread::sleep(CLOSE_TIMEOUT);
     // the plugin is still busy with its last call, or does not close: nobody is left to answer to
     exit_now(1)
+}
+
+/// What the kernel shows and does with this process: a name (it was started by descriptor, which would be shown), and a
+/// place in front of its caller when memory runs out. Neither matters enough to fail.
+fn set_out() {
+    let _ = rustix::thread::set_name(c"mayfly-plugin-host");
+    // before this process becomes unreadable, and this file root's
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
 }
 
 impl Inherited {

@@ -5,12 +5,17 @@
 #define _GNU_SOURCE
 #include "mayfly_plugin.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -38,14 +43,45 @@ static void fault(void) {
     *closed = 1;
 }
 
+/* to the host's socket, whichever number it has */
+static void to_socket(const char *bytes, size_t length) {
+    for (int fd = 3; fd < 64; fd++) send(fd, bytes, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 static void *scribble(void *unused) {
     (void)unused;
     /* after the call has returned: write to whatever looks like the host's socket, and burn */
     for (;;) {
-        for (int fd = 3; fd < 64; fd++) send(fd, "\xff\xff\xff\x7fgarbage", 11, MSG_NOSIGNAL | MSG_DONTWAIT);
+        to_socket("\xff\xff\xff\x7fgarbage", 11);
         usleep(100);
     }
     return NULL;
+}
+
+/* an answer that never ends, a byte at a time */
+static void drip(void) {
+    to_socket("\xff\xff\0\0", 4);
+    for (;;) {
+        to_socket("x", 1);
+        usleep(1000);
+    }
+}
+
+/* the page that is shared with the agent, by a door that only root finds open; never anything else */
+static int shrink_page(void) {
+    char path[300], name[300];
+    int shrunk = 0;
+    DIR *maps = opendir("/proc/self/map_files");
+    for (struct dirent *entry; maps && (entry = readdir(maps));) {
+        snprintf(path, sizeof path, "/proc/self/map_files/%s", entry->d_name);
+        ssize_t length = readlink(path, name, sizeof name - 1);
+        if (length < 0) continue;
+        name[length] = 0;
+        if (!strstr(name, "secret")) continue;
+        int fd = open(path, O_RDWR);
+        if (fd >= 0 && ftruncate(fd, 0) == 0) shrunk = 1;
+    }
+    return shrunk;
 }
 
 static int32_t vault_open(const uint8_t *config, size_t config_len, const uint8_t *dir, size_t dir_len, void **handle,
@@ -158,16 +194,18 @@ static int32_t vault_open_key(void *handle, uint64_t generation, uint32_t tier, 
     if (is("closes all descriptors"))
         for (int fd = 0; fd < 1024; fd++) close(fd);
     if (is("writes garbage to the socket") || is("writes a giant frame")) {
-        const char *bytes = is("writes a giant frame") ? "\x00\x00\x00\x40" : "\x04\x00\x00\x00zzzzzzzz";
-        for (int fd = 3; fd < 64; fd++) send(fd, bytes, is("writes a giant frame") ? 4 : 12, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (is("writes a giant frame")) to_socket("\x00\x00\x00\x40", 4);
+        else to_socket("\x04\x00\x00\x00zzzzzzzz", 12);
     }
     if (is("forges an answer")) {
         /* well-formed and good, but to call 9999 */
         static const char frame[] = "\x10\0\0\0\x0f\x27\0\0\0\0\0\0\0\0\0\0\0\0\0";
         memset(key, 0x43, key_len);
-        for (int fd = 3; fd < 64; fd++) send(fd, frame, 20, MSG_NOSIGNAL | MSG_DONTWAIT);
+        to_socket(frame, 20);
         usleep(200000);
     }
+    if (is("drips and hangs")) drip();
+    if (is("shrinks the page") && shrink_page()) return refuse(message, MAYFLY_INTERNAL, "it was shrunk");
     if (is("leaves a thread behind")) {
         pthread_t thread;
         pthread_create(&thread, NULL, scribble, NULL);
@@ -190,6 +228,19 @@ static int32_t vault_open_key(void *handle, uint64_t generation, uint32_t tier, 
     }
     if (is("kills the agent") && (kill(getppid(), SIGKILL) < 0 || syscall(SYS_tgkill, getppid(), getppid(), SIGKILL) < 0))
         return refuse(message, MAYFLY_IO, "kill refused");
+    if (is("limits the agent")) {
+        struct rlimit none = {0, 0};
+        if (prlimit(0, RLIMIT_CORE, NULL, &none) < 0) return refuse(message, MAYFLY_IO, "own limits refused");
+        if (prlimit(getppid(), RLIMIT_CORE, NULL, &none) < 0) return refuse(message, MAYFLY_IO, "prlimit refused");
+    }
+    if (is("has the agent signalled")) {
+        struct f_owner_ex owner = {F_OWNER_PID, getppid()};
+        int fd = socket(AF_UNIX, SOCK_STREAM, 0), agent = getppid();
+        if (fcntl(fd, F_SETOWN, agent) < 0 && fcntl(fd, F_SETOWN_EX, &owner) < 0 && ioctl(fd, FIOSETOWN, &agent) < 0)
+            return refuse(message, MAYFLY_IO, "ownership refused");
+    }
+    if (is("types at the terminal") && ioctl(2, TIOCSTI, "x") < 0 && errno == EPERM)
+        return refuse(message, MAYFLY_IO, "typing refused");
     if (is("stops itself")) raise(SIGSTOP);
     memset(key, 0x42, key_len);
     return MAYFLY_OK;
