@@ -1,11 +1,10 @@
 //! Configuration text (TOML) and where the passphrase comes from.
 
 use crate::seal::{Cost, MEMORY_KIB_DEFAULT, PASSES_DEFAULT};
-use mayfly_plugin_abi::{GuestError, Status};
-use rustix::fs::{Mode, OFlags};
+use mayfly_plugin_abi::GuestError;
+use mayfly_vault_store::config::{self, Source, refuse};
 use serde::Deserialize;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use zeroize::Zeroizing;
 
 /// Shortest passphrase. Ours are random; this stops an empty file and a mistyped one.
@@ -40,13 +39,8 @@ fn passes_default() -> u32 {
 impl Config {
     /// Reads the text; unknown keys and weak costs are errors.
     pub(crate) fn parse(text: &str) -> Result<Config, GuestError> {
-        let config: Config = toml::from_str(text).map_err(|error| refuse(one_line(error.message())))?;
-        if config.passphrase_file.is_some() == config.passphrase_credential.is_some() {
-            return Err(refuse("set passphrase_file or passphrase_credential, one of the two"));
-        }
-        if config.passphrase_file.as_ref().is_some_and(|path| !path.is_absolute()) {
-            return Err(refuse("passphrase_file is not an absolute path"));
-        }
+        let config: Config = config::parse(text)?;
+        config.source()?;
         config.cost()?;
         Ok(config)
     }
@@ -58,66 +52,12 @@ impl Config {
 
     /// Reads the passphrase.
     pub(crate) fn passphrase(&self) -> Result<Zeroizing<Vec<u8>>, GuestError> {
-        match (&self.passphrase_file, &self.passphrase_credential) {
-            (Some(path), _) => read_secret_file(path),
-            (None, Some(name)) => read_secret_file(&credential_path(name)?),
-            (None, None) => Err(refuse("no source of the passphrase")),
-        }
+        Ok(self.source()?.read_line("passphrase", PASSPHRASE_BYTES_MIN..=PASSPHRASE_BYTES_MAX)?.bytes)
     }
-}
 
-fn refuse(text: impl Into<String>) -> GuestError {
-    GuestError::new(Status::Config, text)
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
-}
-
-fn credential_path(name: &str) -> Result<PathBuf, GuestError> {
-    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
-    if !plain {
-        return Err(refuse("passphrase_credential is not a plain name"));
-    }
-    match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(folder) => Ok(Path::new(&folder).join(name)),
-        None => Err(refuse(format!(
-            "no credentials were passed to this service (CREDENTIALS_DIRECTORY is not set), \
-             add LoadCredential={name}:PATH to its unit"
-        ))),
-    }
-}
-
-fn read_secret_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, GuestError> {
-    let bad = |what: &str| refuse(format!("passphrase in {}: {what}", path.display()));
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-        .map_err(|error| bad(&std::io::Error::from(error).to_string()))?;
-    let stat = rustix::fs::fstat(&file).map_err(|error| bad(&std::io::Error::from(error).to_string()))?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return Err(bad("is not a file"));
-    }
-    let me = rustix::process::geteuid().as_raw();
-    if stat.st_uid != me && stat.st_uid != 0 {
-        return Err(bad("belongs to another user"));
-    }
-    if stat.st_mode & 0o077 != 0 {
-        return Err(bad("is open to others, run `chmod 600` on it"));
-    }
-    // room for the longest and one more, so that the buffer never grows and leaves a copy behind
-    let mut bytes = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX + 3));
-    std::fs::File::from(file)
-        .take(PASSPHRASE_BYTES_MAX as u64 + 2)
-        .read_to_end(&mut bytes)
-        .map_err(|error| bad(&error.to_string()))?;
-    if bytes.last() == Some(&b'\n') {
-        bytes.pop();
-        if bytes.last() == Some(&b'\r') {
-            bytes.pop();
-        }
-    }
-    match bytes.len() {
-        PASSPHRASE_BYTES_MIN..=PASSPHRASE_BYTES_MAX => Ok(bytes),
-        _ => Err(bad(&format!("must be {PASSPHRASE_BYTES_MIN} to {PASSPHRASE_BYTES_MAX} bytes"))),
+    fn source(&self) -> Result<Source, GuestError> {
+        let source = Source::of("passphrase", self.passphrase_file.as_deref(), self.passphrase_credential.as_deref())?;
+        source.ok_or_else(|| refuse("set passphrase_file or passphrase_credential"))
     }
 }
 
@@ -147,37 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn passphrase_files() {
+    fn passphrases_have_a_length() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("passphrase");
         let config = Config::parse(&format!("passphrase_file = '{}'", path.display())).unwrap();
-        let long = vec![b'x'; PASSPHRASE_BYTES_MAX];
-        let too_long = vec![b'x'; PASSPHRASE_BYTES_MAX + 1];
-        for (content, mode, expected) in [
-            (&b"correct horse"[..], 0o600, Some(&b"correct horse"[..])),
-            (b"correct horse\n", 0o400, Some(b"correct horse")),
-            (b"correct horse\r\n", 0o600, Some(b"correct horse")),
-            (b"correct horse\n\n", 0o600, Some(b"correct horse\n")),
-            (&long, 0o600, Some(&long)),
-            (&too_long, 0o600, None),
-            (b"short", 0o600, None),
-            (b"", 0o600, None),
-            (b"correct horse", 0o640, None),
-            (b"correct horse", 0o604, None),
-        ] {
-            std::fs::write(&path, content).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            let read = config.passphrase();
-            assert_eq!(read.ok().as_deref().map(|bytes| &bytes[..]), expected, "{} {mode:o}", content.len());
-            std::fs::remove_file(&path).unwrap();
-        }
-        assert!(config.passphrase().unwrap_err().message.contains("No such file"));
-    }
-
-    #[test]
-    fn credential_names_stay_in_their_folder() {
-        for name in ["", ".", "..", "../x", "a/b", ".hidden"] {
-            assert!(credential_path(name).unwrap_err().message.contains("plain name"), "{name}");
+        for (length, good) in [(0, false), (7, false), (8, true), (1024, true), (1025, false)] {
+            std::fs::write(&path, vec![b'x'; length]).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            assert_eq!(config.passphrase().is_ok(), good, "{length}");
         }
     }
 }

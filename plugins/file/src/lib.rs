@@ -9,15 +9,15 @@
 //! | `config` | configuration text, passphrase sources |
 //! | `record` | the files' bytes: `docs/formats/vault-file.md` |
 //! | `seal` | Argon2id (RFC 9106) and AES-256-GCM-SIV (RFC 8452) |
-//! | `store` | the folder: durable writes, lock, overwriting |
 //! | `vault` | generations and identity by the rules of the plugin interface |
+//!
+//! The folder itself, and where secrets come from: `mayfly-vault-store`.
 //!
 //! It must never keep a vault key or the identity's seed in memory between calls, nor write one unsealed.
 
 mod config;
 mod record;
 mod seal;
-mod store;
 mod vault;
 
 pub use vault::FileVault;

@@ -1,35 +1,24 @@
 //! The bytes of the files; `docs/formats/vault-file.md` is their page. Integers are big-endian.
-//!
-//! Every file ends in the SHA-256 of all before it. That is no protection (who can write can hash); it tells damage
-//! from a wrong passphrase, which decides what the operator is told.
 
 use crate::seal::{Cost, SALT_BYTES, SEALED_BYTES};
 use mayfly_plugin_abi::Tier;
-use sha2::{Digest, Sha256};
+use mayfly_vault_store::VaultId;
+use mayfly_vault_store::record::{self, Damaged, Fields, finish};
 
 const MAGIC_HEADER: &[u8; 8] = b"MAYFLYVF";
 const MAGIC_IDENTITY: &[u8; 8] = b"MAYFLYVI";
 const MAGIC_GENERATION: &[u8; 8] = b"MAYFLYVG";
 /// The version of all three formats.
 const VERSION: u16 = 1;
-const HASH_BYTES: usize = 32;
 /// Largest of the files.
 pub(crate) const FILE_BYTES_MAX: usize = 1024;
 /// `alg` of an Ed25519 identity.
 const ALG_ED25519: u16 = 1;
 
-/// A file is not what its page says.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Damaged(pub(crate) String);
-
-fn damaged<T>(what: &str) -> Result<T, Damaged> {
-    Err(Damaged(what.to_owned()))
-}
-
 /// File `vault`: which folder this is, and how the passphrase becomes the master key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    pub(crate) vault_id: [u8; 16],
+    pub(crate) vault_id: VaultId,
     pub(crate) cost: Cost,
     pub(crate) salt: [u8; SALT_BYTES],
     /// 32 zero bytes, sealed: opens under the right passphrase only.
@@ -39,7 +28,7 @@ pub(crate) struct Header {
 /// File `identity`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdentityFile {
-    pub(crate) vault_id: [u8; 16],
+    pub(crate) vault_id: VaultId,
     pub(crate) public: [u8; 32],
     pub(crate) seed: [u8; SEALED_BYTES],
 }
@@ -47,7 +36,7 @@ pub(crate) struct IdentityFile {
 /// Files `generation` and `staged`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GenerationFile {
-    pub(crate) vault_id: [u8; 16],
+    pub(crate) vault_id: VaultId,
     pub(crate) generation: u64,
     /// At most one per tier, ascending.
     pub(crate) keys: Vec<(Tier, [u8; SEALED_BYTES])>,
@@ -71,7 +60,7 @@ impl Header {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Header, Damaged> {
-        let mut fields = Fields::check(bytes, MAGIC_HEADER)?;
+        let mut fields = Fields::of(bytes, MAGIC_HEADER, VERSION)?;
         let vault_id = fields.array()?;
         let (memory_kib, passes) = (u32::from_be_bytes(fields.array()?), u32::from_be_bytes(fields.array()?));
         let cost = Cost::new(memory_kib, passes).map_err(Damaged)?;
@@ -97,10 +86,10 @@ impl IdentityFile {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<IdentityFile, Damaged> {
-        let mut fields = Fields::check(bytes, MAGIC_IDENTITY)?;
+        let mut fields = Fields::of(bytes, MAGIC_IDENTITY, VERSION)?;
         let vault_id = fields.array()?;
         if u16::from_be_bytes(fields.array()?) != ALG_ED25519 {
-            return damaged("unknown identity algorithm");
+            return Err("unknown identity algorithm".into());
         }
         let identity = IdentityFile { vault_id, public: fields.array()?, seed: fields.array()? };
         fields.end()?;
@@ -110,7 +99,7 @@ impl IdentityFile {
 
 impl GenerationFile {
     /// What authenticates one tier's key: folder, generation and tier, so that no key can stand in for another.
-    pub(crate) fn aad(vault_id: &[u8; 16], generation: u64, tier: Tier) -> Vec<u8> {
+    pub(crate) fn aad(vault_id: &VaultId, generation: u64, tier: Tier) -> Vec<u8> {
         let mut out = start(MAGIC_GENERATION);
         out.extend_from_slice(vault_id);
         out.extend_from_slice(&generation.to_be_bytes());
@@ -131,18 +120,18 @@ impl GenerationFile {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<GenerationFile, Damaged> {
-        let mut fields = Fields::check(bytes, MAGIC_GENERATION)?;
+        let mut fields = Fields::of(bytes, MAGIC_GENERATION, VERSION)?;
         let (vault_id, generation) = (fields.array()?, u64::from_be_bytes(fields.array()?));
         let count = u32::from_be_bytes(fields.array()?) as usize;
         if generation == 0 || !(1..=Tier::ALL.len()).contains(&count) {
-            return damaged("no generation or an odd number of keys");
+            return Err("no generation or an odd number of keys".into());
         }
         let mut keys: Vec<(Tier, [u8; SEALED_BYTES])> = Vec::with_capacity(count);
         for _ in 0..count {
             let code = u32::from_be_bytes(fields.array()?);
-            let Some(tier) = Tier::from_code(code) else { return damaged("unknown tier") };
+            let Some(tier) = Tier::from_code(code) else { return Err("unknown tier".into()) };
             if keys.last().is_some_and(|(before, _)| *before >= tier) {
-                return damaged("tiers out of order");
+                return Err("tiers out of order".into());
             }
             keys.push((tier, fields.array()?));
         }
@@ -163,48 +152,7 @@ impl GenerationFile {
 }
 
 fn start(magic: &[u8; 8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(FILE_BYTES_MAX);
-    out.extend_from_slice(magic);
-    out.extend_from_slice(&VERSION.to_be_bytes());
-    out
-}
-
-fn finish(mut out: Vec<u8>) -> Vec<u8> {
-    let hash = Sha256::digest(&out);
-    out.extend_from_slice(&hash);
-    out
-}
-
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    /// Checks hash, magic and version; what follows are the fields.
-    fn check(bytes: &'a [u8], magic: &[u8; 8]) -> Result<Fields<'a>, Damaged> {
-        let Some(body_bytes) = bytes.len().checked_sub(HASH_BYTES) else { return damaged("too short") };
-        let (body, hash) = bytes.split_at(body_bytes);
-        let mut fields = Fields(body);
-        if fields.array::<8>()? != *magic {
-            return damaged("not a file of this kind");
-        }
-        if Sha256::digest(body)[..] != *hash {
-            return damaged("its checksum does not match");
-        }
-        let version = u16::from_be_bytes(fields.array()?);
-        if version != VERSION {
-            return damaged(&format!("version {version} is unknown to this plugin"));
-        }
-        Ok(fields)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
-        let Some((head, rest)) = self.0.split_first_chunk::<N>() else { return damaged("too short") };
-        self.0 = rest;
-        Ok(*head)
-    }
-
-    fn end(self) -> Result<(), Damaged> {
-        if self.0.is_empty() { Ok(()) } else { damaged("something is left over") }
-    }
+    record::start(magic, VERSION)
 }
 
 #[cfg(test)]
@@ -239,20 +187,6 @@ mod tests {
         assert_eq!(header().encode().len(), 8 + 2 + 16 + 4 + 4 + 16 + 60 + 32);
         assert_eq!(generation().encode().len(), 8 + 2 + 16 + 8 + 4 + 2 * 64 + 32);
         assert!(generation().encode().len() < FILE_BYTES_MAX);
-    }
-
-    #[test]
-    fn every_flipped_bit_and_every_cut_is_found() {
-        let good = generation().encode();
-        for bit in 0..good.len() * 8 {
-            let mut bad = good.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(GenerationFile::decode(&bad).is_err(), "bit {bit}");
-        }
-        for length in 0..good.len() {
-            assert!(GenerationFile::decode(&good[..length]).is_err(), "{length} bytes");
-        }
-        assert!(GenerationFile::decode(&[&good[..], b"x"].concat()).is_err());
     }
 
     /// Well-hashed nonsense, as somebody who can write may leave it.

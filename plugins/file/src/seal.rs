@@ -3,6 +3,8 @@
 use aes_gcm_siv::aead::{AeadInOut, KeyInit};
 use aes_gcm_siv::{Aes256GcmSiv, Nonce, Tag};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
+use mayfly_plugin_abi::GuestError;
+use mayfly_vault_store::random;
 use zeroize::{Zeroize, Zeroizing};
 
 /// Argon2id memory for a new folder: 19 MiB.
@@ -71,11 +73,11 @@ impl Master {
     }
 
     /// Seals 32 bytes: nonce, ciphertext, tag.
-    pub(crate) fn seal(&self, aad: &[u8], secret: &[u8; 32]) -> Result<[u8; SEALED_BYTES], getrandom::Error> {
+    pub(crate) fn seal(&self, aad: &[u8], secret: &[u8; 32]) -> Result<[u8; SEALED_BYTES], GuestError> {
         let mut sealed = [0u8; SEALED_BYTES];
         let (nonce, rest) = sealed.split_at_mut(NONCE_BYTES);
         let (body, tag) = rest.split_at_mut(32);
-        getrandom::fill(nonce)?;
+        random(nonce)?;
         body.copy_from_slice(secret);
         let nonce: [u8; NONCE_BYTES] = nonce.try_into().expect("split at NONCE_BYTES");
         let made = self

@@ -1,6 +1,7 @@
 //! Configuration text (TOML): which library, which token, where the PIN is, how to seal.
 
-use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_plugin_abi::GuestError;
+use mayfly_vault_store::config::{self, Source, refuse};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -25,9 +26,9 @@ pub(crate) struct Config {
     /// The token's serial number, without the blanks that pad it.
     pub(crate) token_serial: Option<String>,
     /// File with the PIN; owned by us or root, closed to others. One line end at its end does not count.
-    pub(crate) pin_file: Option<PathBuf>,
+    pin_file: Option<PathBuf>,
     /// Name of a systemd credential with the PIN (systemd.exec(5), `LoadCredentialEncrypted=`).
-    pub(crate) pin_credential: Option<String>,
+    pin_credential: Option<String>,
     /// Who logs in.
     #[serde(default)]
     pub(crate) user: User,
@@ -76,7 +77,8 @@ pub(crate) enum Seal {
 impl Config {
     /// Reads the text; unknown keys and values that cannot work are errors.
     pub(crate) fn parse(text: &str) -> Result<Config, GuestError> {
-        let config: Config = toml::from_str(text).map_err(|error| refuse(one_line(error.message())))?;
+        let config: Config = config::parse(text)?;
+        config.pin()?;
         match config.fault() {
             None => Ok(config),
             Some(what) => Err(refuse(what)),
@@ -93,10 +95,14 @@ impl Config {
             (self.token_label.is_some() || self.token_serial.is_some(), "set token_label, token_serial or both"),
             (fits(&self.token_label, LABEL_BYTES_MAX), "token_label is 1 to 32 bytes"),
             (fits(&self.token_serial, SERIAL_BYTES_MAX), "token_serial is 1 to 16 bytes"),
-            (self.pin_file.is_none() || self.pin_credential.is_none(), "set pin_file or pin_credential, not both"),
             (vendor(self.user), "user is \"user\", or the number of a vendor's user type, from 0x80000000 on"),
         ];
         checks.iter().find(|(holds, _)| !holds).map(|(_, what)| *what)
+    }
+
+    /// Where the PIN is, if anywhere.
+    pub(crate) fn pin(&self) -> Result<Option<Source>, GuestError> {
+        Source::of("pin", self.pin_file.as_deref(), self.pin_credential.as_deref())
     }
 
     /// The wanted token, for messages.
@@ -108,15 +114,6 @@ impl Config {
             (None, None) => "token".to_owned(),
         }
     }
-}
-
-/// A configuration that cannot work.
-pub(crate) fn refuse(text: impl Into<String>) -> GuestError {
-    GuestError::new(Status::Config, text)
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@
 //! | `identity` | the P-256 key, its public half, fixed low-S signatures |
 //! | `error` | return values of the token as statuses of the plugin interface |
 //! | `record` | the files' bytes: `docs/formats/vault-pkcs11.md` |
-//! | `store` | the folder: durable writes, lock |
 //! | `vault` | generations and identity by the rules of the plugin interface |
+//!
+//! The folder itself, and where secrets come from: `mayfly-vault-store`.
 //!
 //! It must never keep a PIN or a vault key between calls, never try a PIN twice that was refused once, and never say
 //! that a generation is gone before a new search of the token has found nothing of it.
@@ -32,7 +33,6 @@ mod objects;
 mod pin;
 mod record;
 mod seal;
-mod store;
 mod token;
 mod vault;
 

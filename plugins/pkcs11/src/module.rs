@@ -3,12 +3,13 @@
 //! It runs inside the plugin's host process, which is there to be hurt by it: whatever it does, hanging included, it
 //! does to that process only.
 
-use crate::config::{Config, refuse};
+use crate::config::Config;
 use crate::error;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::slot::{Slot, TokenInfo};
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::config::refuse;
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;

@@ -9,13 +9,14 @@
 
 use crate::error::{Fault, is_template};
 use crate::identity::{self, CURVE, Signing};
-use crate::record::{PUBLIC_BYTES, VaultId};
+use crate::record::PUBLIC_BYTES;
 use crate::seal::Sealing;
 use crate::token::Open;
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::VaultId;
 
 /// Most objects of one template that are looked at. A vault has one or two keys at a time, and what crashes left.
 const OBJECTS_MAX: usize = 4096;

@@ -1,39 +1,23 @@
 //! The bytes of the files; `docs/formats/vault-pkcs11.md` is their page. Integers are big-endian.
-//!
-//! Every file ends in the SHA-256 of all before it. That is no protection (who can write can hash); it tells damage on
-//! the disk from what a token refuses, which decides what the operator is told.
 
 use crate::seal::Sealing;
 use mayfly_plugin_abi::Tier;
-use sha2::{Digest, Sha256};
+use mayfly_vault_store::VaultId;
+use mayfly_vault_store::record::{self, Damaged, Fields, finish};
 
 const MAGIC_HEADER: &[u8; 8] = b"MAYFLYPV";
 const MAGIC_IDENTITY: &[u8; 8] = b"MAYFLYPI";
 const MAGIC_GENERATION: &[u8; 8] = b"MAYFLYPG";
 /// The version of all three formats.
 const VERSION: u16 = 1;
-const HASH_BYTES: usize = 32;
 /// Largest of the files.
 pub(crate) const FILE_BYTES_MAX: usize = 1024;
-/// Bytes of a vault's id.
-pub(crate) const VAULT_ID_BYTES: usize = 16;
 /// Bytes of a token's serial number (CK_TOKEN_INFO).
 pub(crate) const SERIAL_BYTES: usize = 16;
 /// `alg` of a P-256 identity, as on the ledger.
 const ALG_P256: u16 = 2;
 /// Bytes of a compressed P-256 point (SEC 1).
 pub(crate) const PUBLIC_BYTES: usize = 33;
-
-/// Random name of a vault: in each of its files, and in label and id of each of its objects in the token.
-pub(crate) type VaultId = [u8; VAULT_ID_BYTES];
-
-/// A file is not what its page says.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Damaged(pub(crate) String);
-
-fn damaged<T>(what: &str) -> Result<T, Damaged> {
-    Err(Damaged(what.to_owned()))
-}
 
 /// File `vault`: which vault this is, and which token it was made in (for messages only: a token's keys may have been
 /// moved to another one by its vendor's means).
@@ -66,7 +50,7 @@ impl Header {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Header, Damaged> {
-        let mut fields = Fields::check(bytes, MAGIC_HEADER)?;
+        let mut fields = Fields::of(bytes, MAGIC_HEADER, VERSION)?;
         let header = Header { vault_id: fields.array()?, serial: fields.array()? };
         fields.end()?;
         Ok(header)
@@ -84,10 +68,10 @@ impl IdentityFile {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<IdentityFile, Damaged> {
-        let mut fields = Fields::check(bytes, MAGIC_IDENTITY)?;
+        let mut fields = Fields::of(bytes, MAGIC_IDENTITY, VERSION)?;
         let vault_id = fields.array()?;
         if u16::from_be_bytes(fields.array()?) != ALG_P256 {
-            return damaged("unknown identity algorithm");
+            return Err("unknown identity algorithm".into());
         }
         let identity = IdentityFile { vault_id, public: fields.array()? };
         fields.end()?;
@@ -116,21 +100,21 @@ impl GenerationFile {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<GenerationFile, Damaged> {
-        let mut fields = Fields::check(bytes, MAGIC_GENERATION)?;
+        let mut fields = Fields::of(bytes, MAGIC_GENERATION, VERSION)?;
         let (vault_id, generation) = (fields.array()?, u64::from_be_bytes(fields.array()?));
         let Some(sealing) = Sealing::from_code(u16::from_be_bytes(fields.array()?)) else {
-            return damaged("unknown way of sealing");
+            return Err("unknown way of sealing".into());
         };
         let count = u32::from_be_bytes(fields.array()?) as usize;
         if generation == 0 || !(1..=Tier::ALL.len()).contains(&count) {
-            return damaged("no generation or an odd number of keys");
+            return Err("no generation or an odd number of keys".into());
         }
         let mut keys: Vec<(Tier, Vec<u8>)> = Vec::with_capacity(count);
         for _ in 0..count {
             let code = u32::from_be_bytes(fields.array()?);
-            let Some(tier) = Tier::from_code(code) else { return damaged("unknown tier") };
+            let Some(tier) = Tier::from_code(code) else { return Err("unknown tier".into()) };
             if keys.last().is_some_and(|(before, _)| *before >= tier) {
-                return damaged("tiers out of order");
+                return Err("tiers out of order".into());
             }
             keys.push((tier, fields.slice(sealing.sealed_bytes())?.to_vec()));
         }
@@ -151,53 +135,7 @@ impl GenerationFile {
 }
 
 fn start(magic: &[u8; 8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(FILE_BYTES_MAX);
-    out.extend_from_slice(magic);
-    out.extend_from_slice(&VERSION.to_be_bytes());
-    out
-}
-
-fn finish(mut out: Vec<u8>) -> Vec<u8> {
-    let hash = Sha256::digest(&out);
-    out.extend_from_slice(&hash);
-    out
-}
-
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    /// Checks hash, magic and version; what follows are the fields.
-    fn check(bytes: &'a [u8], magic: &[u8; 8]) -> Result<Fields<'a>, Damaged> {
-        let Some((body, hash)) = bytes.split_last_chunk::<HASH_BYTES>() else { return damaged("too short") };
-        let mut fields = Fields(body);
-        if fields.array::<8>()? != *magic {
-            return damaged("not a file of this kind");
-        }
-        if Sha256::digest(body)[..] != *hash {
-            return damaged("its checksum does not match");
-        }
-        let version = u16::from_be_bytes(fields.array()?);
-        if version != VERSION {
-            return damaged(&format!("version {version} is unknown to this plugin"));
-        }
-        Ok(fields)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
-        let Some((head, rest)) = self.0.split_first_chunk::<N>() else { return damaged("too short") };
-        self.0 = rest;
-        Ok(*head)
-    }
-
-    fn slice(&mut self, bytes: usize) -> Result<&'a [u8], Damaged> {
-        let Some((head, rest)) = self.0.split_at_checked(bytes) else { return damaged("too short") };
-        self.0 = rest;
-        Ok(head)
-    }
-
-    fn end(self) -> Result<(), Damaged> {
-        if self.0.is_empty() { Ok(()) } else { damaged("something is left over") }
-    }
+    record::start(magic, VERSION)
 }
 
 #[cfg(test)]
@@ -236,20 +174,6 @@ mod tests {
             assert_eq!(length, 8 + 2 + 16 + 8 + 2 + 4 + 2 * (4 + sealed) + 32);
             assert!(length < FILE_BYTES_MAX);
         }
-    }
-
-    #[test]
-    fn every_flipped_bit_and_every_cut_is_found() {
-        let good = generation(Sealing::Gcm).encode();
-        for bit in 0..good.len() * 8 {
-            let mut bad = good.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(GenerationFile::decode(&bad).is_err(), "bit {bit}");
-        }
-        for length in 0..good.len() {
-            assert!(GenerationFile::decode(&good[..length]).is_err(), "{length} bytes");
-        }
-        assert!(GenerationFile::decode(&[&good[..], b"x"].concat()).is_err());
     }
 
     /// Well-hashed nonsense, as somebody who can write may leave it.

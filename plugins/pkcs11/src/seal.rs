@@ -14,6 +14,7 @@ use cryptoki::mechanism::{Mechanism, MechanismInfo, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::random;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
@@ -165,7 +166,7 @@ fn means_wrong(error: &Error) -> bool {
 
 fn encrypt(session: &Session, key: ObjectHandle, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, Fault> {
     let mut iv = [0u8; IV_BYTES];
-    getrandom::fill(&mut iv).map_err(|error| GuestError::new(Status::Io, format!("random numbers: {error}")))?;
+    random(&mut iv)?;
     let params = GcmParams::new(&mut iv, context, TAG_BITS.into())?;
     let body = session.encrypt(&Mechanism::AesGcm(params), key, secret)?;
     // a token may have put its own IV there, so it is taken after the call

@@ -5,19 +5,20 @@
 //!
 //! Handles of objects are good within one session only, so whatever uses one finds it in the same [`Token::with`].
 
-use crate::config::{Config, NamedUser, Seal, User, refuse};
+use crate::config::{Config, NamedUser, Seal, User};
 use crate::error::{self, Fault};
 use crate::identity::Signing;
 use crate::module::Module;
 use crate::pin::PinSource;
 use crate::seal::Sealing;
-use crate::store::Store;
 use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::{MechanismInfo, MechanismType};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::Store;
+use mayfly_vault_store::config::refuse;
 use std::sync::Arc;
 
 /// Makers of tokens in software, as their CK_TOKEN_INFO begins.
@@ -32,7 +33,7 @@ pub(crate) struct Token {
     sealing: Sealing,
     signing: Signing,
     #[cfg(test)]
-    faults: Arc<crate::store::faults::Faults>,
+    faults: Arc<mayfly_vault_store::faults::Faults>,
 }
 
 /// A session, logged in.
@@ -42,13 +43,13 @@ pub(crate) struct Open {
     library: Pkcs11,
     slot: Slot,
     #[cfg(test)]
-    faults: Arc<crate::store::faults::Faults>,
+    faults: Arc<mayfly_vault_store::faults::Faults>,
 }
 
 impl Token {
     /// Finds the token, checks that it has the mechanisms, logs in.
     pub(crate) fn open(module: Module, config: Config, store: &Arc<Store>) -> Result<Token, GuestError> {
-        let pin = PinSource::new(&config, store.clone());
+        let pin = PinSource::new(config.pin()?, store.clone());
         // no PIN goes to a token that cannot do the work
         let slot = module.find(&config)?.slot;
         let (sealing, signing) = choose_mechanisms(&module, &config, slot)?;

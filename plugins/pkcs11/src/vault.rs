@@ -14,23 +14,16 @@
 use crate::config::Config;
 use crate::module::Module;
 use crate::objects;
-use crate::record::{Damaged, GenerationFile, Header, IdentityFile, SERIAL_BYTES, VaultId};
-use crate::store::Store;
+use crate::record::{FILE_BYTES_MAX, GenerationFile, Header, IdentityFile, SERIAL_BYTES};
 use crate::token::{Open, Token};
 use mayfly_plugin_abi::{
     Alg, Generations, GuestError, Health, HealthState, Identity, SIGNATURE_BYTES, Status, Tier, VAULT_KEY_BYTES,
     VaultDescription, VaultGuest,
 };
+use mayfly_vault_store::{GENERATION, HEADER, IDENTITY, STAGED, Store, random, refusal};
 use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroizing;
-
-const HEADER: &str = "vault";
-const IDENTITY: &str = "identity";
-const GENERATION: &str = "generation";
-const STAGED: &str = "staged";
-/// Less room than this is told as "read-only": a commit must not meet a full disk.
-const FREE_BYTES_MIN: u64 = 1024 * 1024;
 
 /// An open vault.
 pub struct Pkcs11Vault {
@@ -45,7 +38,7 @@ impl VaultGuest for Pkcs11Vault {
 
     fn open(config: &str, data_dir: &Path) -> Result<Pkcs11Vault, GuestError> {
         let config = Config::parse(config)?;
-        let store = Arc::new(Store::open(data_dir)?);
+        let store = Arc::new(Store::open(data_dir, FILE_BYTES_MAX)?);
         let module = Module::load(&config)?;
         Pkcs11Vault::open_with(module, config, store)
     }
@@ -84,13 +77,13 @@ impl VaultGuest for Pkcs11Vault {
         let identity = match self.identity_file()? {
             Some(identity) => identity,
             None if create => self.make_identity()?,
-            None => return Err(no_identity()),
+            None => return Err(refusal::no_identity()),
         };
         Ok(Identity { alg: Alg::P256, public: identity.public.to_vec() })
     }
 
     fn identity_sign(&mut self, message: &[u8], signature: &mut [u8; SIGNATURE_BYTES]) -> Result<(), GuestError> {
-        self.identity_file()?.ok_or_else(no_identity)?;
+        self.identity_file()?.ok_or_else(refusal::no_identity)?;
         let (vault, signing) = (self.header.vault_id, self.token.signing());
         let lost = self.lost("the identity key");
         *signature = self.token.with("signing by the identity key", |open| {
@@ -109,15 +102,12 @@ impl VaultGuest for Pkcs11Vault {
 
     fn stage(&mut self, next: u64, tier: Tier, key: &mut [u8; VAULT_KEY_BYTES]) -> Result<(), GuestError> {
         let current = self.current()?;
-        if Some(next) != current.checked_add(1) {
-            let text = format!("generation {next} cannot be staged over {current}");
-            return Err(GuestError::new(Status::Invalid, text));
-        }
+        refusal::check_next(current, next)?;
         let mut file = match self.staged(next)? {
             Some(file) => file,
             None => self.begin(current, next)?,
         };
-        getrandom::fill(key).map_err(|error| GuestError::new(Status::Io, format!("random numbers: {error}")))?;
+        random(key)?;
         let (vault, sealing) = (self.header.vault_id, file.sealing);
         let lost = self.lost(&format!("the key of generation {next}"));
         let sealed = self.token.with("sealing a vault key", |open| {
@@ -131,14 +121,9 @@ impl VaultGuest for Pkcs11Vault {
     fn open_key(&mut self, generation: u64, tier: Tier, key: &mut [u8; VAULT_KEY_BYTES]) -> Result<(), GuestError> {
         let file = self.generation_file(GENERATION)?;
         let Some(file) = file.filter(|file| file.generation == generation) else {
-            let current = self.current()?;
-            let text = format!("generation {generation} does not open, the committed one is {current}");
-            return Err(GuestError::new(Status::NoGeneration, text));
+            return Err(refusal::does_not_open(generation, self.current()?));
         };
-        let Some(sealed) = file.key(tier) else {
-            let text = format!("tier {tier:?} has no key in generation {generation}");
-            return Err(GuestError::new(Status::NotFound, text));
-        };
+        let sealed = file.key(tier).ok_or_else(|| refusal::no_key(tier, generation))?;
         self.unseal(&file, tier, sealed, key)
     }
 
@@ -149,10 +134,7 @@ impl VaultGuest for Pkcs11Vault {
             return Ok(());
         }
         let staged = if Some(next) == current.checked_add(1) { self.staged(next)? } else { None };
-        let Some(staged) = staged else {
-            let text = format!("generation {next} is neither staged nor committed, the committed one is {current}");
-            return Err(GuestError::new(Status::NoGeneration, text));
-        };
+        let staged = staged.ok_or_else(|| refusal::not_staged(next, current))?;
         // what does not open must not become the only one that is left
         let mut key = Zeroizing::new([0u8; VAULT_KEY_BYTES]);
         for (tier, sealed) in &staged.keys {
@@ -173,20 +155,7 @@ impl VaultGuest for Pkcs11Vault {
     }
 
     fn health(&mut self) -> Result<Health, GuestError> {
-        let mut health = Health::ok();
-        match self.store.free_bytes() {
-            Ok(free) => {
-                health.free_bytes = Some(free);
-                if free < FREE_BYTES_MIN {
-                    health.state = HealthState::ReadOnly;
-                    health.detail = format!("only {free} bytes are free under the vault's folder");
-                }
-            }
-            Err(error) => {
-                health.state = HealthState::Down;
-                health.detail = error.to_string();
-            }
-        }
+        let mut health = self.store.health();
         if let Err(error) = self.check() {
             health.state = match error.status {
                 Status::VaultLost => HealthState::VaultLost,
@@ -204,7 +173,7 @@ impl Pkcs11Vault {
     fn open_with(module: Module, config: Config, store: Arc<Store>) -> Result<Pkcs11Vault, GuestError> {
         let mut token = Token::open(module, config, &store)?;
         let header = match store.read(HEADER)? {
-            Some(bytes) => Header::decode(&bytes).map_err(|damaged| corrupt(&store, HEADER, damaged))?,
+            Some(bytes) => Header::decode(&bytes).map_err(|how| store.damaged(HEADER, &how))?,
             None => create(&store, &mut token)?,
         };
         let mut vault = Pkcs11Vault { store, token, header };
@@ -305,23 +274,16 @@ impl Pkcs11Vault {
 
     fn generation_file(&self, name: &str) -> Result<Option<GenerationFile>, GuestError> {
         let Some(bytes) = self.store.read(name)? else { return Ok(None) };
-        let file = GenerationFile::decode(&bytes).map_err(|damaged| corrupt(&self.store, name, damaged))?;
-        self.same_vault(name, &file.vault_id)?;
+        let file = GenerationFile::decode(&bytes).map_err(|how| self.store.damaged(name, &how))?;
+        self.store.check_vault(name, &file.vault_id, &self.header.vault_id)?;
         Ok(Some(file))
     }
 
     fn identity_file(&self) -> Result<Option<IdentityFile>, GuestError> {
         let Some(bytes) = self.store.read(IDENTITY)? else { return Ok(None) };
-        let file = IdentityFile::decode(&bytes).map_err(|damaged| corrupt(&self.store, IDENTITY, damaged))?;
-        self.same_vault(IDENTITY, &file.vault_id)?;
+        let file = IdentityFile::decode(&bytes).map_err(|how| self.store.damaged(IDENTITY, &how))?;
+        self.store.check_vault(IDENTITY, &file.vault_id, &self.header.vault_id)?;
         Ok(Some(file))
-    }
-
-    fn same_vault(&self, name: &str, vault_id: &VaultId) -> Result<(), GuestError> {
-        if *vault_id == self.header.vault_id {
-            return Ok(());
-        }
-        Err(corrupt(&self.store, name, Damaged("it belongs to another vault".to_owned())))
     }
 
     fn make_identity(&mut self) -> Result<IdentityFile, GuestError> {
@@ -345,31 +307,13 @@ impl Pkcs11Vault {
     }
 }
 
-fn no_identity() -> GuestError {
-    GuestError::new(Status::NoIdentity, "there is no identity key yet")
-}
-
-fn corrupt(store: &Store, name: &str, damaged: Damaged) -> GuestError {
-    let text = format!(
-        "{} is damaged: {}; put the whole folder back from its newest copy, or enrol the device anew",
-        store.path_of(name).display(),
-        damaged.0
-    );
-    GuestError::new(Status::Corrupt, text)
-}
-
 /// Makes the header of a new folder.
 fn create(store: &Store, token: &mut Token) -> Result<Header, GuestError> {
-    for name in [GENERATION, STAGED, IDENTITY] {
-        if store.read(name)?.is_some() {
-            return Err(corrupt(store, HEADER, Damaged("it is missing beside the other files".to_owned())));
-        }
-    }
+    store.check_empty(&[GENERATION, STAGED, IDENTITY])?;
     let (info, _) = token.describe()?;
     let mut header = Header { vault_id: [0; 16], serial: [0; SERIAL_BYTES] };
     mayfly_plugin_abi::fill_text(&mut header.serial, info.serial_number());
-    getrandom::fill(&mut header.vault_id)
-        .map_err(|error| GuestError::new(Status::Io, format!("random numbers: {error}")))?;
+    random(&mut header.vault_id)?;
     store.write(HEADER, &header.encode())?;
     Ok(header)
 }

@@ -86,7 +86,7 @@ fn the_credential_of_systemd() {
     };
     let (status, text) = refusal(VaultPlugin::start(&with("pin_credential = 'user-pin'", false)));
     assert_eq!(status, Some(Status::Config));
-    assert!(text.contains("LoadCredential=user-pin:PATH"), "{text}");
+    assert!(text.contains("LoadCredentialEncrypted=user-pin:PATH"), "{text}");
     let (status, text) = refusal(VaultPlugin::start(&with("", true)));
     assert_eq!(status, Some(Status::Config));
     assert!(text.contains("wants a PIN: set pin_file or pin_credential"), "{text}");

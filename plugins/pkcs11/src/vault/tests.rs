@@ -4,9 +4,9 @@
 use super::*;
 use crate::record::FILE_BYTES_MAX;
 use crate::seal::Sealing;
-use crate::store::faults::When;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
+use mayfly_vault_store::faults::When;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
@@ -56,7 +56,7 @@ impl Bench {
     /// Opens with a crash at change number `number`, counted from the very first.
     fn open_to_crash(&self, name: &str, number: usize, when: When) -> Result<Pkcs11Vault, GuestError> {
         let config = Config::parse(&self.config).unwrap();
-        let store = Arc::new(Store::open(&self.data(name)).unwrap());
+        let store = Arc::new(Store::open(&self.data(name), FILE_BYTES_MAX).unwrap());
         store.faults.crash_at(number, when);
         let module = Module::load(&config).unwrap();
         Pkcs11Vault::open_with(module, config, store)
