@@ -208,25 +208,24 @@ fn a_login_after_the_last_sessions_end_is_not_lost() {
     let stage = Stage::new();
     let agent = Agent::start(&stage.socket);
     let client = Client::initialized();
-    for _ in 0..30 {
-        let last = client.session();
-        assert_eq!(client.login(last, CKU_USER, "1234"), CKR_OK);
-        // The toy hears of the closing and of the next login at the same time.
-        let model = agent.lock();
-        let closing = std::thread::spawn(move || Client::table().close(last));
-        while client.session_state(last).0 == CKR_OK {
-            std::thread::yield_now();
-        }
-        let (code, next) = client.open(support::agent::slot().into(), CKF_SERIAL_SESSION | CKF_RW_SESSION);
-        assert_eq!(code, CKR_OK);
-        let login = std::thread::spawn(move || Client::table().login(next, CKU_USER, "1234"));
-        std::thread::sleep(Duration::from_millis(2)); // lets both get under way; not waited for by anything
-        drop(model);
-        assert_eq!((closing.join().unwrap(), login.join().unwrap()), (CKR_OK, CKR_OK));
-        assert_eq!(client.session_state(next), (CKR_OK, CKS_RW_USER_FUNCTIONS));
-        assert!(agent.lock().logged_in.is_some());
-        assert_eq!(client.close(next), CKR_OK);
+    let last = client.session();
+    assert_eq!(client.login(last, CKU_USER, "1234"), CKR_OK);
+    agent.hold(Some(Op::CloseAllSessions));
+    let closing = std::thread::spawn(move || Client::table().close(last));
+    while client.session_state(last).0 == CKR_OK {
+        std::thread::yield_now();
     }
+    // The agent has not heard of the end yet when the next one comes.
+    let next = client.session();
+    let login = std::thread::spawn(move || Client::table().login(next, CKU_USER, "1234"));
+    let patience = Instant::now() + Duration::from_millis(100);
+    while !login.is_finished() && Instant::now() < patience {
+        std::thread::yield_now();
+    }
+    agent.hold(None);
+    assert_eq!((closing.join().unwrap(), login.join().unwrap()), (CKR_OK, CKR_OK));
+    assert_eq!(client.session_state(next), (CKR_OK, CKS_RW_USER_FUNCTIONS));
+    assert!(agent.lock().logged_in.is_some());
     client.finalize();
 }
 

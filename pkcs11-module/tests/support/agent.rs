@@ -58,6 +58,8 @@ pub struct Agent {
     streams: Arc<Mutex<Vec<UnixStream>>>,
     /// Requests that have come, whether or not the model was free to answer them.
     received: Arc<AtomicU64>,
+    /// Requests of this kind have to wait.
+    held: Arc<Mutex<Option<Op>>>,
     acceptor: Option<std::thread::JoinHandle<()>>,
     socket: std::path::PathBuf,
 }
@@ -79,10 +81,10 @@ impl Agent {
         let (stop, streams) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(vec![])));
         let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
         model.lock().unwrap().parts.clear();
-        let received = Arc::new(AtomicU64::new(0));
+        let (received, held) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(None)));
         let acceptor = std::thread::spawn({
             let (model, stop, streams) = (model.clone(), stop.clone(), Arc::clone(&streams));
-            let received = received.clone();
+            let (received, held) = (received.clone(), Arc::clone(&held));
             move || {
                 while let Ok((stream, _)) = listener.accept() {
                     if stop.load(Ordering::Acquire) {
@@ -90,12 +92,12 @@ impl Agent {
                     }
                     streams.lock().unwrap().push(stream.try_clone().unwrap());
                     model.lock().unwrap().connections += 1;
-                    let (model, received) = (model.clone(), received.clone());
-                    std::thread::spawn(move || serve(stream, &model, &received, instance));
+                    let (model, received, held) = (model.clone(), received.clone(), held.clone());
+                    std::thread::spawn(move || serve(stream, &model, &received, &held, instance));
                 }
             }
         });
-        Self { model, stop, streams, received, acceptor: Some(acceptor), socket: socket.to_owned() }
+        Self { model, stop, streams, received, held, acceptor: Some(acceptor), socket: socket.to_owned() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Model> {
@@ -108,6 +110,11 @@ impl Agent {
 
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Acquire)
+    }
+
+    /// Lets requests of this kind wait from now on, and all others go.
+    pub fn hold(&self, op: Option<Op>) {
+        *self.held.lock().unwrap() = op;
     }
 
     /// As a process that was killed: nobody listens, every connection is closed.
@@ -135,12 +142,15 @@ impl Drop for Agent {
     }
 }
 
-fn serve(mut stream: UnixStream, model: &Mutex<Model>, received: &AtomicU64, instance: u64) {
+fn serve(mut stream: UnixStream, model: &Mutex<Model>, received: &AtomicU64, held: &Mutex<Option<Op>>, instance: u64) {
     let (mut first, mut spill, mut out) = (vec![0; frame::FIRST_BYTES], Vec::new(), FrameBuf::default());
     let mut shared: Option<SharedBuffer> = None;
     while let Ok(Some(frame)) = read_request(&mut stream, &mut first, &mut spill) {
         let (op, id) = (frame.header.op, frame.header.request_id);
         received.fetch_add(1, Ordering::AcqRel);
+        while *held.lock().unwrap() == Some(op) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let mut model = model.lock().unwrap();
         *model.asked.entry(op).or_default() += 1;
         if model.drop_next == Some(op) {
