@@ -656,7 +656,13 @@ impl Library {
         let result = self.agent.with_connection(repeat, |connection| {
             let result = self.exchange(connection, slot, input, most, &request);
             wipe_shared(connection, larger);
-            result
+            match result {
+                // Of an operation in parts: the refusal has ended it, and the same part once more would hide why.
+                Err(CallError::Refused { code, reason, .. }) if repeat == Repeat::Never => {
+                    Err(CallError::Refused { code, retry_ms: 0, reason })
+                }
+                other => other,
+            }
         });
         match self.check_login_lost(slot, result) {
             // The room was made by the mechanism's own rules. An agent to which it is too small is at fault, and

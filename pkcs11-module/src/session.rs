@@ -373,7 +373,9 @@ impl Library {
     /// The token's last session is closed.
     fn end_sessions(&self, slot: u32, is_known: bool) {
         let was_logged_in = self.who(slot) != Who::Nobody;
-        self.set_who(slot, Who::Nobody);
+        if was_logged_in {
+            self.set_who(slot, Who::Nobody);
+        }
         if was_logged_in || is_known {
             let request = Request::CloseAllSessions(request::OfToken { token: slot });
             self.end_login(self.ask(slot, Repeat::Harmless, &request, |answer| self.take_ticket(answer)));

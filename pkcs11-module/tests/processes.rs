@@ -432,6 +432,11 @@ fn only_harmless_requests_are_repeated() {
     assert_eq!(client.find(session, &[]).0, CKR_OK, "the agent's hint to try again");
     agent.lock().refuse_next = Some((CKR_DEVICE_ERROR, 0));
     assert_eq!(client.find(session, &[]).0, CKR_DEVICE_ERROR);
+    assert_eq!(client.init(client.0.C_DecryptInit, session, &pad, key), CKR_OK);
+    assert_eq!(client.in_out(client.0.C_DecryptUpdate, session, &[0; 32], 32).0, CKR_OK);
+    agent.lock().refuse_next = Some((CKR_DEVICE_MEMORY, 20));
+    let part = client.in_out(client.0.C_DecryptUpdate, session, &[0; 32], 32).0;
+    assert_eq!(part, CKR_DEVICE_MEMORY, "a part is not tried again: its refusal was the operation's end");
     agent.lock().refuse_next = Some((CKR_OK, 0));
     assert_eq!(client.find(session, &[]).0, CKR_GENERAL_ERROR, "a refusal that says CKR_OK");
     client.finalize();

@@ -190,6 +190,9 @@ fn every_init_checks_key_and_mechanism_without_asking_twice() {
         assert_eq!(client.init(f.C_SignInit, s, &ecdsa, ec), CKR_OK);
     }
     assert_eq!(scene.agent.asked(Op::Object), asked, "Init costs no round trip");
+    assert_eq!(client.close(s), CKR_OK);
+    assert_eq!(client.init(f.C_SignInit, client.session(), &ecdsa, ec), CKR_OK);
+    assert_eq!(scene.agent.asked(Op::Object), asked, "nor where each operation has a session of its own");
     assert_eq!(scene.agent.asked(Op::Mechanisms), 1);
 }
 

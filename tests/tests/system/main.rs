@@ -10,3 +10,4 @@ mod openssl;
 mod processes;
 mod python;
 mod socket;
+mod table;
