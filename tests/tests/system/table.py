@@ -68,7 +68,7 @@ def gcm(iv, aad, tag):
 
 def out(name, *arguments, room=1 << 17):
     """A call that ends with a buffer and a length; what it gave."""
-    place, length = (c_ubyte * (room + 16))(*([0xee] * (room + 16))), c_ulong(room)
+    place, length = buffer(b"\xee" * (room + 16)), c_ulong(room)
     code = call(name, *arguments, place, byref(length))
     assert bytes(place[room:]) == b"\xee" * 16, f"C_{name} writes over the end"
     return code, length.value, bytes(place[: min(room, length.value)])
