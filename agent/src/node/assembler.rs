@@ -362,6 +362,8 @@ enum Derivation {
     NoMemory,
 }
 
+impl mayfly_secmem::Dense for Derivation {}
+
 impl From<Exhausted> for Derivation {
     fn from(_: Exhausted) -> Self {
         Derivation::NoMemory

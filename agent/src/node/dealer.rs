@@ -233,6 +233,8 @@ enum Sealing {
     TooLong,
 }
 
+impl mayfly_secmem::Dense for Sealing {}
+
 /// Key commitment and, for keys that have bytes of their own, those bytes wrapped.
 fn seal(key: &Key, new: &NewKey, root: &Secret<32>) -> Result<(Hash, Option<Vec<u8>>), KeyError> {
     let mut commitment = [0; 32];

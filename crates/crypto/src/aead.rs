@@ -39,16 +39,17 @@ pub(crate) fn open(
     if ciphertext.len() != slot.len() {
         return Err(NotAuthentic);
     }
-    let opened = on_secret_stack(|| {
-        let buffer = InOutBuf::new(ciphertext, slot).map_err(|_| NotAuthentic)?;
+    let is_open = on_secret_stack(|| {
+        let Ok(buffer) = InOutBuf::new(ciphertext, slot) else { return false };
         let cipher = Aes256GcmSiv::new(key.into());
-        cipher.decrypt_inout_detached(nonce.into(), aad, buffer, tag.into()).map_err(|_| NotAuthentic)
+        cipher.decrypt_inout_detached(nonce.into(), aad, buffer, tag.into()).is_ok()
     });
-    if opened.is_err() {
-        // SIV decrypts before it can verify, and with separate buffers the library leaves what it got.
-        wipe(slot);
+    if is_open {
+        return Ok(());
     }
-    opened
+    // SIV decrypts before it can verify, and with separate buffers the library leaves what it got.
+    wipe(slot);
+    Err(NotAuthentic)
 }
 
 #[cfg(test)]

@@ -15,7 +15,9 @@ use curve25519_dalek::constants::RISTRETTO_BASEPOINT_TABLE;
 use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoBasepointTable, RistrettoPoint};
 use curve25519_dalek::scalar::Scalar;
 use curve25519_dalek::traits::Identity;
-use mayfly_secmem::{Exhausted, RandomError, Secret, SecretBytes, on_secret_stack, random, runs_on_secret_stack};
+use mayfly_secmem::{
+    Dense, Exhausted, RandomError, Secret, SecretBytes, on_secret_stack, random, runs_on_secret_stack,
+};
 use sha2::{Digest, Sha512};
 use std::sync::{LazyLock, OnceLock};
 use thiserror::Error;
@@ -205,6 +207,8 @@ enum Verdict {
     NotCanonical,
     Differs,
 }
+
+impl Dense for Verdict {}
 
 /// Puts the root together from exactly `t` shares of one epoch.
 ///

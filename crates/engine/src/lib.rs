@@ -53,20 +53,13 @@ pub use error::Error;
 use error::FlatError;
 pub use gcm::GCM_BUFFER_BYTES_MAX;
 pub use key::{Key, generate_secret};
+use mayfly_secmem::Dense;
 pub use mechanism::{
     Ctr, GCM_AAD_BYTES_MAX, GCM_IV_BYTES, Gcm, HMAC_KEY_BYTES_MAX, Hmac, Iv, Mechanism, MechanismInfo, MechanismKind,
     Operation, mechanisms,
 };
 pub use oneshot::{decrypt, decrypted_len_max, encrypt, encrypted_len, sign, signature_len, verify};
 pub use stream::Stream;
-
-/// What may leave the secret stack: types without padding and without bytes that a variant leaves unused, since such bytes
-/// hold whatever lay on that stack before.
-trait Dense {}
-impl Dense for () {}
-impl Dense for usize {}
-impl Dense for Vec<u8> {}
-impl Dense for mayfly_secmem::SecretBytes {}
 
 /// Runs secret work on the secret stack; in place, when the caller is there already.
 fn secretly<R: Dense>(work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {

@@ -48,7 +48,7 @@ pub use process::{HardenError, Hardening, harden_process};
 pub use secret::{Secret, SecretBytes};
 pub use signals::mask_signals_on_this_thread;
 pub use stack::{
-    SECRET_STACK_BYTES, SECRET_STACKS_MAX, SecretPanic, install_panic_hook, on_secret_stack, runs_on_secret_stack,
-    try_on_secret_stack,
+    Dense, SECRET_STACK_BYTES, SECRET_STACKS_MAX, SecretPanic, install_panic_hook, on_secret_stack,
+    runs_on_secret_stack, try_on_secret_stack,
 };
 pub use sys::Exhausted;

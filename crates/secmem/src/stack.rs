@@ -9,6 +9,7 @@ mod pool;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod switch_x86_64;
 
+use crate::secret::{Secret, SecretBytes};
 use crate::signals::Mask;
 use crate::sys::Exhausted;
 use std::any::Any;
@@ -44,16 +45,16 @@ pub enum SecretPanic {
 /// A call inside a call runs in place: the outer one wipes. When all stacks are in use, waits for one. The stack is small:
 /// no deep recursion, no large arrays, no formatting of backtraces; an overflow hits a guard and ends the process.
 ///
-/// # What `f` may return
-/// The value that `f` returns is moved off the secret stack *with all its bytes*: padding, and the bytes of an enum that its
-/// present variant does not use, hold whatever lay there before, pieces of keys included (`docs/decisions/0005`). So return
-/// `()`, `bool`, a number, a whole array of bytes, an enum without fields, a [`crate::Secret`] or a `Vec` of public bytes.
-/// Never a `Result` with a payload on either side: write into a place of the caller's and return a `bool`.
+/// What `f` may return is [`Dense`]: nothing, a number, a whole array, an enum without fields. More than that it writes into
+/// places of the caller's. A `Result` does not compile:
+/// ```compile_fail,E0277
+/// mayfly_secmem::on_secret_stack(|| Ok::<(), String>(()));
+/// ```
 ///
 /// # Panics
 /// When `f` panics: with a fixed text in place of `f`'s payload, after wiping. When the process can map no secret stack at
 /// all; [`crate::harden_process`] finds that out at start.
-pub fn on_secret_stack<R>(f: impl FnOnce() -> R) -> R {
+pub fn on_secret_stack<R: Dense>(f: impl FnOnce() -> R) -> R {
     if INSIDE.get() {
         return f();
     }
@@ -67,11 +68,11 @@ pub fn on_secret_stack<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Like [`on_secret_stack`], but a panic of `f` becomes an error. The same holds for what `f` may return.
+/// Like [`on_secret_stack`], but a panic of `f` becomes an error.
 ///
 /// # Errors
 /// [`SecretPanic`].
-pub fn try_on_secret_stack<R>(f: impl FnOnce() -> R) -> Result<R, SecretPanic> {
+pub fn try_on_secret_stack<R: Dense>(f: impl FnOnce() -> R) -> Result<R, SecretPanic> {
     if INSIDE.get() { caught(f) } else { run(f) }
 }
 
@@ -80,6 +81,23 @@ pub fn try_on_secret_stack<R>(f: impl FnOnce() -> R) -> Result<R, SecretPanic> {
 pub fn runs_on_secret_stack() -> bool {
     INSIDE.get()
 }
+
+/// What may leave a secret stack: a type every byte of which is part of its value. The value that a closure returns is moved
+/// off that stack *with all its bytes*: padding, and the bytes of an enum that its present variant does not use, hold whatever
+/// lay there before, pieces of keys included (`docs/decisions/0005`).
+///
+/// Implement it for enums without fields, and for nothing else. Never for a `Result` or an `Option` of ours: write into a place
+/// of the caller's, and return which way it went.
+pub trait Dense {}
+
+macro_rules! dense {
+    ($($type:ty),+) => { $(impl Dense for $type {})+ };
+}
+dense!((), bool, u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, SecretBytes);
+impl<const N: usize> Dense for Secret<N> {}
+impl<T: Dense, const N: usize> Dense for [T; N] {}
+/// Its elements are public: they lie on the ordinary heap.
+impl<T: Dense> Dense for Vec<T> {}
 
 /// What travels to the other stack by address and back.
 struct Task<F, R> {
@@ -175,16 +193,15 @@ fn say_where(info: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Secret;
 
     #[test]
     fn returns_what_the_closure_returns() {
         let mut outside = 1;
         let text = on_secret_stack(|| {
             outside += 1;
-            String::from("public")
+            b"public".to_vec()
         });
-        assert_eq!((outside, text.as_str()), (2, "public"));
+        assert_eq!((outside, &text[..]), (2, &b"public"[..]));
     }
 
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -195,7 +212,7 @@ mod tests {
             std::hint::black_box(&raw const local) as usize
         }
         let outside = here();
-        let (outer, inner) = on_secret_stack(|| (here(), on_secret_stack(here)));
+        let [outer, inner] = on_secret_stack(|| [here(), on_secret_stack(here)]);
         assert!(outer.abs_diff(inner) < SECRET_STACK_BYTES);
         assert!(outer.abs_diff(outside) > SECRET_STACK_BYTES);
         assert!(!runs_on_secret_stack());
@@ -203,12 +220,12 @@ mod tests {
 
     #[test]
     fn panics_come_back_without_their_message() {
-        let payload = panic::catch_unwind(|| on_secret_stack(|| panic!("the key is {}", 42))).unwrap_err();
+        let payload = panic::catch_unwind(|| on_secret_stack::<()>(|| panic!("the key is {}", 42))).unwrap_err();
         let text = payload.downcast_ref::<&str>().unwrap();
         assert!(!text.contains("42"), "{text}");
         assert_eq!(try_on_secret_stack(|| panic!("the key is {}", 42)), Err::<(), _>(SecretPanic::Panicked));
-        let nested = on_secret_stack(|| try_on_secret_stack(|| panic!("the key is {}", 42)));
-        assert_eq!(nested, Err::<(), _>(SecretPanic::Panicked));
+        let nested = on_secret_stack(|| try_on_secret_stack::<()>(|| panic!("the key is {}", 42)).is_err());
+        assert!(nested);
         assert!(!runs_on_secret_stack());
         crate::verify_free_slots_zero().unwrap();
     }
