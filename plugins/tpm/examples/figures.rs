@@ -9,7 +9,7 @@ use common::Swtpm;
 use mayfly_plugin_api::{Tier, VaultPlugin};
 use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 100;
+const ROUNDS: u64 = 100;
 
 fn main() {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -27,11 +27,9 @@ fn main() {
     println!("{}", vault.describe().expect("it describes itself").hardware);
     println!("{:34} {:>8.2} ms", "making the vault, with its process", millis(started.elapsed()));
     once("identity key made", || vault.identity_public(None, true).map(|_| ()).expect("an identity"));
-    let mut generation = 0;
     let mut commits = Vec::new();
     let (mut stages, mut opens, mut signs, mut generations) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        generation += 1;
+    for generation in 1..=ROUNDS {
         for tier in Tier::ALL {
             stages.push(time(|| drop(vault.stage(generation, tier).expect("it stages"))));
         }

@@ -12,6 +12,7 @@ use mayfly_evidence::object::{Point, verification_key};
 use mayfly_evidence::pcr;
 use mayfly_evidence::policy::{approval_message, approver_name};
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::VaultId;
 use p256::ecdsa::signature::Verifier;
 use sha2::{Digest, Sha256};
 
@@ -88,7 +89,7 @@ pub(crate) fn satisfy(
     policy: &PolicySession<'_>,
     approver: &Point,
     approval: &Approval,
-    vault_id: &[u8; 16],
+    vault_id: &VaultId,
 ) -> Result<(), Fault> {
     let message = approval_message(approval.registers, &approval.digest, vault_id, approval.generation);
     let (approved, reference) = message.split_at(32);

@@ -2,7 +2,7 @@
 
 use crate::chip;
 use crate::error::Fault;
-use crate::identity::{low_s, no_identity};
+use crate::identity::low_s;
 use crate::record::KeyFile;
 use crate::tss::{EndorsementUse, HANDLE, Hierarchy, Layer, Object, Protect, RawSigned, Session, Tpm};
 use crate::vault::{Link, TpmVault};
@@ -15,6 +15,7 @@ use mayfly_evidence::marshal::Reader;
 use mayfly_evidence::object::Role;
 use mayfly_evidence::{Malformed, pcr};
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::refusal;
 use zeroize::Zeroizing;
 
 /// Where persistent objects of the endorsement hierarchy begin (TCG registry of reserved handles).
@@ -36,7 +37,7 @@ impl TpmVault {
     }
 
     fn device_keys(&mut self) -> Result<Vec<u8>, GuestError> {
-        let (_, identity) = self.key_file(Role::Identity)?.ok_or_else(no_identity)?;
+        let (_, identity) = self.key_file(Role::Identity)?.ok_or_else(refusal::no_identity)?;
         let known = self.key_file(Role::Attestation)?;
         self.link(|link| {
             let (_, attestation) = match known {
@@ -60,7 +61,7 @@ impl TpmVault {
     fn prove(&mut self, challenge: &Challenge) -> Result<Vec<u8>, GuestError> {
         let kind = Endorsement::of_index(challenge.certificate)
             .ok_or_else(|| GuestError::new(Status::Invalid, "challenge: no such endorsement key"))?;
-        let identity = self.key_file(Role::Identity)?.ok_or_else(no_identity)?.0;
+        let identity = self.key_file(Role::Identity)?.ok_or_else(refusal::no_identity)?.0;
         let attestation = self.attestation_file()?;
         self.link(|link| {
             let key = self.load_key(link, &attestation)?;

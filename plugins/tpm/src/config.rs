@@ -3,13 +3,12 @@
 use crate::error::Fault;
 use mayfly_evidence::object::Point;
 use mayfly_evidence::pcr::Selection;
-use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_plugin_abi::GuestError;
+use mayfly_vault_store::config::{self, Source, refuse};
 use p256::elliptic_curve::sec1::{FromSec1Point, ToSec1Point};
-use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use std::ffi::CString;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use zeroize::Zeroizing;
 
 /// Shortest secret that may stand for the vault's own auth values: they guard the sealed halves against whoever can talk
@@ -88,7 +87,7 @@ fn nv_base_default() -> u32 {
 impl Config {
     /// Reads the text; unknown keys and values that cannot work are errors.
     pub(crate) fn parse(text: &str) -> Result<Config, GuestError> {
-        let config: Config = toml::from_str(text).map_err(|error| refuse(one_line(error.message())))?;
+        let config: Config = config::parse(text)?;
         let name = config.tcti.split(':').next().unwrap_or_default();
         if !TCTIS.contains(&name) {
             return Err(refuse(format!("tcti '{name}' is not one of {}", TCTIS.join(", "))));
@@ -99,22 +98,21 @@ impl Config {
         if !OWNER_NV.contains(&config.nv_base) {
             return Err(refuse("nv_base is not an index of the owner (0x01800000 to 0x01bfff00)"));
         }
-        for (name, file, credential) in config.sources() {
-            if file.is_some() && credential.is_some() {
-                return Err(refuse(format!("set {name}_file or {name}_credential, not both")));
-            }
+        for secret in Secret::ALL {
+            config.source(secret)?;
         }
         config.pcr()?;
         config.tcti()?;
         Ok(config)
     }
 
-    fn sources(&self) -> [(&'static str, Option<&PathBuf>, Option<&String>); 3] {
-        [
-            ("auth", self.auth_file.as_ref(), self.auth_credential.as_ref()),
-            ("owner_auth", self.owner_auth_file.as_ref(), self.owner_auth_credential.as_ref()),
-            ("endorsement_auth", self.endorsement_auth_file.as_ref(), self.endorsement_auth_credential.as_ref()),
-        ]
+    fn source(&self, secret: Secret) -> Result<Option<Source>, GuestError> {
+        let (file, credential) = match secret {
+            Secret::Auth => (&self.auth_file, &self.auth_credential),
+            Secret::OwnerAuth => (&self.owner_auth_file, &self.owner_auth_credential),
+            Secret::EndorsementAuth => (&self.endorsement_auth_file, &self.endorsement_auth_credential),
+        };
+        Source::of(secret.name(), file.as_deref(), credential.as_deref())
     }
 
     /// The way to the chip, for libtss2.
@@ -136,14 +134,8 @@ impl Config {
 
     /// The secret behind the vault's auth values, where the operator gives one.
     pub(crate) fn auth(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Fault> {
-        let secret = read_source(self.sources()[0])?;
-        match &secret {
-            Some(bytes) if bytes.len() < AUTH_BYTES_MIN => Err(refuse(format!(
-                "the secret of auth_file or auth_credential is shorter than {AUTH_BYTES_MIN} bytes"
-            ))
-            .into()),
-            _ => Ok(secret),
-        }
+        let Some(source) = self.source(Secret::Auth)? else { return Ok(None) };
+        Ok(Some(source.read(Secret::Auth.name(), AUTH_BYTES_MIN..=SECRET_BYTES_MAX)?.bytes))
     }
 
     /// True when the secret behind the auth values lies in the data folder.
@@ -153,25 +145,47 @@ impl Config {
 
     /// The owner hierarchy's auth value; empty where it has none.
     pub(crate) fn owner_auth(&self) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        hierarchy_auth(self.sources()[1])
+        self.hierarchy_auth(Secret::OwnerAuth)
     }
 
     /// The endorsement hierarchy's auth value; empty where it has none.
     pub(crate) fn endorsement_auth(&self) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        hierarchy_auth(self.sources()[2])
+        self.hierarchy_auth(Secret::EndorsementAuth)
+    }
+
+    fn hierarchy_auth(&self, secret: Secret) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let Some(source) = self.source(secret)? else { return Ok(Zeroizing::default()) };
+        let mut auth = source.read(secret.name(), 1..=SECRET_BYTES_MAX)?.bytes;
+        // the chip takes trailing zeros off auth values, and computes its HMAC keys without them
+        while auth.last() == Some(&0) {
+            auth.pop();
+        }
+        if auth.len() > HIERARCHY_AUTH_BYTES_MAX {
+            return Err(refuse(format!("{} is longer than {HIERARCHY_AUTH_BYTES_MAX} bytes", secret.name())).into());
+        }
+        Ok(auth)
     }
 }
 
-fn hierarchy_auth(source: (&'static str, Option<&PathBuf>, Option<&String>)) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    let mut auth = read_source(source)?.unwrap_or_default();
-    // the chip takes trailing zeros off auth values, and computes its HMAC keys without them
-    while auth.last() == Some(&0) {
-        auth.pop();
+/// Secrets that the operator may give.
+#[derive(Clone, Copy)]
+enum Secret {
+    Auth,
+    OwnerAuth,
+    EndorsementAuth,
+}
+
+impl Secret {
+    const ALL: [Secret; 3] = [Secret::Auth, Secret::OwnerAuth, Secret::EndorsementAuth];
+
+    /// What its options start with.
+    fn name(self) -> &'static str {
+        match self {
+            Secret::Auth => "auth",
+            Secret::OwnerAuth => "owner_auth",
+            Secret::EndorsementAuth => "endorsement_auth",
+        }
     }
-    if auth.len() > HIERARCHY_AUTH_BYTES_MAX {
-        return Err(refuse(format!("{} is longer than {HIERARCHY_AUTH_BYTES_MAX} bytes", source.0)).into());
-    }
-    Ok(auth)
 }
 
 fn decompress(text: &str) -> Option<Point> {
@@ -186,65 +200,6 @@ pub(crate) fn verifying_key(point: &Point) -> Option<p256::ecdsa::VerifyingKey> 
     let sec1 = p256::Sec1Point::from_bytes(point.uncompressed()).ok()?;
     let key = Option::<p256::PublicKey>::from(p256::PublicKey::from_sec1_point(&sec1))?;
     Some(key.into())
-}
-
-fn refuse(text: impl Into<String>) -> GuestError {
-    GuestError::new(Status::Config, text)
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
-}
-
-fn read_source(
-    (name, file, credential): (&'static str, Option<&PathBuf>, Option<&String>),
-) -> Result<Option<Zeroizing<Vec<u8>>>, Fault> {
-    match (file, credential) {
-        (Some(path), _) => Ok(Some(read_secret_file(name, path)?)),
-        (None, Some(credential)) => Ok(Some(read_secret_file(name, &credential_path(name, credential)?)?)),
-        (None, None) => Ok(None),
-    }
-}
-
-fn credential_path(option: &str, name: &str) -> Result<PathBuf, GuestError> {
-    if name.is_empty() || name.starts_with('.') || name.contains('/') {
-        return Err(refuse(format!("{option}_credential is not a plain name")));
-    }
-    match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(folder) => Ok(Path::new(&folder).join(name)),
-        None => Err(refuse(format!(
-            "no credentials were passed to this service (CREDENTIALS_DIRECTORY is not set), \
-             add LoadCredentialEncrypted={name}:PATH to its unit"
-        ))),
-    }
-}
-
-/// Reads a secret as it is: every byte counts, a line end too.
-fn read_secret_file(option: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, GuestError> {
-    let bad = |what: &str| refuse(format!("{option} in {}: {what}", path.display()));
-    let io = |error: rustix::io::Errno| bad(&std::io::Error::from(error).to_string());
-    let file =
-        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()).map_err(io)?;
-    let stat = rustix::fs::fstat(&file).map_err(io)?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return Err(bad("is not a file"));
-    }
-    if stat.st_uid != rustix::process::geteuid().as_raw() && stat.st_uid != 0 {
-        return Err(bad("belongs to another user"));
-    }
-    if stat.st_mode & 0o077 != 0 {
-        return Err(bad("is open to others, run `chmod 600` on it"));
-    }
-    // room for the longest and one more, so that the buffer never grows and leaves a copy behind
-    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1));
-    std::fs::File::from(file)
-        .take(SECRET_BYTES_MAX as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| bad(&error.to_string()))?;
-    match bytes.len() {
-        1..=SECRET_BYTES_MAX => Ok(bytes),
-        _ => Err(bad(&format!("must have 1 to {SECRET_BYTES_MAX} bytes"))),
-    }
 }
 
 #[cfg(test)]
@@ -297,24 +252,24 @@ mod tests {
     fn secret_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("auth");
-        for (content, mode, good) in [
-            (&b"0123456789abcdef0123456789abcdef"[..], 0o600, true),
-            (b"0123456789abcdef0123456789abcdef", 0o640, false),
-            (b"short", 0o600, false),
-            (b"", 0o600, false),
-            (&[7; SECRET_BYTES_MAX], 0o400, true),
-            (&[7; SECRET_BYTES_MAX + 1], 0o600, false),
-        ] {
+        let put = |content: &[u8]| {
             std::fs::write(&path, content).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            let config = Config::parse(&format!("auth_file = '{}'", path.display())).unwrap();
-            assert_eq!(config.auth().is_ok(), good, "{} {mode:o}", content.len());
-            std::fs::remove_file(&path).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        let config = Config::parse(&format!("auth_file = '{}'", path.display())).unwrap();
+        for (length, good) in [(31, false), (32, true), (SECRET_BYTES_MAX, true), (SECRET_BYTES_MAX + 1, false)] {
+            put(&vec![b'\n'; length]);
+            assert_eq!(
+                config.auth().ok().flatten().map(|auth| auth.len()),
+                good.then_some(length),
+                "a line end counts"
+            );
         }
-        std::fs::write(&path, b"owner\0\0").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         let config = Config::parse(&format!("owner_auth_file = '{}'", path.display())).unwrap();
+        put(b"owner\0\0");
         assert_eq!(&config.owner_auth().ok().unwrap()[..], b"owner");
+        put(&[7; HIERARCHY_AUTH_BYTES_MAX + 1]);
+        assert!(config.owner_auth().is_err());
         assert!(Config::parse("").unwrap().owner_auth().ok().unwrap().is_empty());
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::error::Fault;
 use crate::record::Approval;
-use crate::vault::{AUTH, HEADER, TpmVault};
+use crate::vault::{AUTH, TpmVault};
 use mayfly_evidence::pcr::{self, Selection};
 use mayfly_evidence::policy::approval_reference;
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::{GENERATION, HEADER, IDENTITY, STAGED};
 use serde_json::json;
 
 impl TpmVault {
@@ -82,7 +83,7 @@ impl TpmVault {
             }
             Ok(())
         })?;
-        for name in ["staged", "generation", "identity", "attestation", "approvals", AUTH, HEADER] {
+        for name in [STAGED, GENERATION, IDENTITY, "attestation", "approvals", AUTH, HEADER] {
             self.store.unlink(name)?;
         }
         Ok(())

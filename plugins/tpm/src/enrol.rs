@@ -4,14 +4,14 @@
 use crate::chip;
 use crate::config::Config;
 use crate::error::Fault;
-use crate::keys::{self, Auth, Use};
+use crate::keys::{Auth, Use};
 use crate::record::Header;
-use crate::store::Store;
 use crate::tss::{self, Hierarchy, Object, Tpm};
-use crate::vault::{AUTH, ENROLLING, HEADER, damaged, lost};
+use crate::vault::{AUTH, ENROLLING, lost};
 use mayfly_evidence::nv::{Kind, SECRET_BYTES};
 use mayfly_evidence::object::{self, check_storage_key, storage_root};
 use mayfly_plugin_abi::{GuestError, Status};
+use mayfly_vault_store::{GENERATION, HEADER, IDENTITY, Store, random};
 use zeroize::Zeroizing;
 
 /// Places for a vault's indices, from the configured one on; each takes four handles.
@@ -20,16 +20,12 @@ const PLACE_HANDLES: u32 = 4;
 
 /// Makes a new vault, or finishes making one.
 pub(crate) fn make(tpm: &Tpm, config: &Config, store: &Store) -> Result<(Header, Auth), Fault> {
-    for name in ["generation", "identity"] {
-        if store.read(name)?.is_some() {
-            return Err(damaged(store, HEADER, "it is missing beside the other files").into());
-        }
-    }
+    store.check_empty(&[GENERATION, IDENTITY])?;
     let owner_auth = config.owner_auth()?;
     let srk = storage_root_key(tpm, config, &owner_auth)?;
     let (mut header, auth) = match store.read(ENROLLING)? {
         Some(bytes) => {
-            let header = Header::decode(&bytes).map_err(|error| damaged(store, ENROLLING, error.0))?;
+            let header = Header::decode(&bytes).map_err(|error| store.damaged(ENROLLING, &error.0.into()))?;
             let auth = existing_auth(config, store, &header)?;
             (header, auth)
         }
@@ -47,12 +43,12 @@ pub(crate) fn make(tpm: &Tpm, config: &Config, store: &Store) -> Result<(Header,
 /// Decides on everything that must stay the same if making the vault is interrupted.
 fn plan(tpm: &Tpm, config: &Config, store: &Store, srk: &Object<'_>) -> Result<(Header, Auth), Fault> {
     let mut vault_id = [0; 16];
-    keys::random(&mut vault_id)?;
+    random(&mut vault_id)?;
     let secret = match config.auth()? {
         Some(secret) => secret,
         None => {
             let mut secret = Zeroizing::new(vec![0; 32]);
-            keys::random(&mut secret)?;
+            random(&mut secret)?;
             store.write(AUTH, &secret)?;
             secret
         }
@@ -75,7 +71,7 @@ fn plan(tpm: &Tpm, config: &Config, store: &Store, srk: &Object<'_>) -> Result<(
 pub(crate) fn existing_auth(config: &Config, store: &Store, header: &Header) -> Result<Auth, Fault> {
     let secret = match config.auth()? {
         Some(secret) => secret,
-        None => store.read(AUTH)?.ok_or_else(|| damaged(store, AUTH, "it is missing"))?,
+        None => store.read(AUTH)?.ok_or_else(|| store.damaged(AUTH, &"it is missing".into()))?,
     };
     let auth = Auth::new(secret, header.vault_id);
     if auth.check() != header.auth_check {
@@ -164,7 +160,7 @@ fn define_all(tpm: &Tpm, srk: &Object<'_>, owner_auth: &[u8], header: &Header, a
         let index = tpm.index(header.nv_base + 1 + half)?;
         index.set_auth(&auth.value(Use::Half(half as usize))[..])?;
         let mut bytes = Zeroizing::new([0; SECRET_BYTES as usize]);
-        keys::random(&mut bytes[..])?;
+        random(&mut bytes[..])?;
         index.write(&session, &bytes[..])?;
     }
     start_counter(tpm, &session, header, auth)

@@ -8,18 +8,16 @@
 
 use crate::approval;
 use crate::error::Fault;
-use crate::keys::{self, Use, half_check, vault_key};
+use crate::keys::{Use, half_check, vault_key};
 use crate::record::{GenerationFile, Seal};
 use crate::tss::{self, Object, Protect};
 use crate::vault::{Link, TpmVault};
 use mayfly_evidence::object::{check_sealed, sealed};
 use mayfly_evidence::policy::{approval_reference, approver_name, seal as seal_policy};
 use mayfly_plugin_abi::{GuestError, HealthState, Status, Tier, VAULT_KEY_BYTES};
+use mayfly_vault_store::{GENERATION, STAGED, random, refusal};
 use std::time::Instant;
 use zeroize::Zeroizing;
-
-const GENERATION: &str = "generation";
-const STAGED: &str = "staged";
 
 /// Where the vault stands, by the counter.
 pub(crate) struct Standing {
@@ -55,11 +53,6 @@ impl Standing {
         );
         Fault::told(Status::Corrupt, text)
     }
-}
-
-fn no_generation(asked: u64, current: u64) -> Fault {
-    let text = format!("generation {asked} does not open, the committed one is {current}");
-    Fault::told(Status::NoGeneration, text)
 }
 
 impl TpmVault {
@@ -100,7 +93,7 @@ impl TpmVault {
     /// After the increment: the old half goes for good, then the staged file takes its place. Can be repeated.
     fn finish_commit(&self, link: &Link<'_>, current: u64) -> Result<(), Fault> {
         let mut noise = Zeroizing::new([0; 32]);
-        keys::random(&mut noise[..])?;
+        random(&mut noise[..])?;
         link.half(current.wrapping_sub(1)).write(link.session, &noise[..])?;
         self.store.rename(STAGED, GENERATION)?;
         self.forget_approvals(current)?;
@@ -116,10 +109,7 @@ impl TpmVault {
         self.link(|link| {
             let standing = self.settle(link)?;
             standing.check_not_rolled_back()?;
-            if Some(next) != standing.current.checked_add(1) {
-                let text = format!("generation {next} cannot be staged over {}", standing.current);
-                return Err(Fault::told(Status::Invalid, text));
-            }
+            refusal::check_next(standing.current, next)?;
             let mut stored = Zeroizing::new([0; 32]);
             let mut file = match standing.staged {
                 Some(file) => {
@@ -137,7 +127,7 @@ impl TpmVault {
 
     /// Writes the half of a new generation into the index that the present one does not use.
     fn new_generation(&self, link: &Link<'_>, next: u64, stored: &mut [u8; 32]) -> Result<GenerationFile, Fault> {
-        keys::random(stored)?;
+        random(stored)?;
         link.half(next).write(link.session, stored)?;
         Ok(GenerationFile {
             vault_id: self.header.vault_id,
@@ -168,7 +158,7 @@ impl TpmVault {
     ) -> Result<Seal, Fault> {
         let generation = file.generation;
         let mut half = Zeroizing::new([0; 32]);
-        keys::random(&mut half[..])?;
+        random(&mut half[..])?;
         let policy = self.policy(file);
         let auth = self.auth.value(Use::Sealed { generation, tier });
         let (public, private) = link.tpm.create(link.srk, link.session, &sealed(&policy), &auth[..], &half[..])?;
@@ -210,7 +200,7 @@ impl TpmVault {
             match &standing.committed {
                 Some(file) if standing.current == generation => self.unseal(link, file, tier, key),
                 None if standing.current == generation && generation > 0 => Err(standing.stale()),
-                _ => Err(no_generation(generation, standing.current)),
+                _ => Err(refusal::does_not_open(generation, standing.current).into()),
             }
         })
     }
@@ -223,10 +213,7 @@ impl TpmVault {
         key: &mut [u8; VAULT_KEY_BYTES],
     ) -> Result<(), Fault> {
         let generation = file.generation;
-        let Some(seal) = file.seal(tier) else {
-            let text = format!("tier {tier:?} has no key in generation {generation}");
-            return Err(Fault::told(Status::NotFound, text));
-        };
+        let seal = file.seal(tier).ok_or_else(|| refusal::no_key(tier, generation))?;
         let approval = match &file.approver {
             Some(approver) => Some((approver, self.approval_for(link, generation)?)),
             None => None,
@@ -281,11 +268,8 @@ impl TpmVault {
             if next == standing.current && next > 0 {
                 return Ok(());
             }
-            let Some(file) = standing.staged.filter(|file| file.generation == next) else {
-                let current = standing.current;
-                let text = format!("generation {next} is neither staged nor committed, the committed one is {current}");
-                return Err(Fault::told(Status::NoGeneration, text));
-            };
+            let file = standing.staged.filter(|file| file.generation == next);
+            let file = file.ok_or_else(|| refusal::not_staged(next, standing.current))?;
             self.check_staged(link, &file, unapproved)?;
             link.counter.increment(link.session)?;
             let reached = self.counter(link)?;
@@ -321,7 +305,7 @@ impl TpmVault {
             self.store.unlink(STAGED)?;
             if standing.staged.is_some() {
                 let mut noise = Zeroizing::new([0; 32]);
-                keys::random(&mut noise[..])?;
+                random(&mut noise[..])?;
                 link.half(standing.current.wrapping_add(1)).write(link.session, &noise[..])?;
             }
             Ok(())

@@ -7,6 +7,7 @@ use crate::tss::Object;
 use crate::vault::{Link, TpmVault};
 use mayfly_evidence::object::{Point, Role, signing_key, signing_point};
 use mayfly_plugin_abi::{Alg, GuestError, Identity, SIGNATURE_BYTES, Status};
+use mayfly_vault_store::{IDENTITY, refusal};
 use sha2::{Digest, Sha256};
 
 /// Some old chips leave leading zeros of a coordinate out; the Name of such a key cannot be rebuilt by others. One key in
@@ -21,13 +22,13 @@ impl TpmVault {
         let point = match self.key_file(Role::Identity)? {
             Some((_, point)) => point,
             None if create => self.link(|link| self.make_key(link, Role::Identity))?.1,
-            None => return Err(no_identity()),
+            None => return Err(refusal::no_identity()),
         };
         Ok(Identity { alg: Alg::P256, public: point.compressed().to_vec() })
     }
 
     pub(crate) fn sign(&mut self, message: &[u8], signature: &mut [u8; SIGNATURE_BYTES]) -> Result<(), GuestError> {
-        let (file, _) = self.key_file(Role::Identity)?.ok_or_else(no_identity)?;
+        let (file, _) = self.key_file(Role::Identity)?.ok_or_else(refusal::no_identity)?;
         let digest: [u8; 32] = Sha256::digest(message).into();
         self.link(|link| {
             let key = self.load_key(link, &file)?;
@@ -41,7 +42,7 @@ impl TpmVault {
         let name = file_name(role);
         let Some(file) = self.decode(name, KeyFile::decode, |file| file.vault_id)? else { return Ok(None) };
         let point = signing_point(role, &file.public);
-        let point = point.map_err(|error| crate::vault::damaged(&self.store, name, error.0))?;
+        let point = point.map_err(|error| self.store.damaged(name, &error.0.into()))?;
         Ok(Some((file, point)))
     }
 
@@ -67,13 +68,9 @@ impl TpmVault {
     }
 }
 
-pub(crate) fn no_identity() -> GuestError {
-    GuestError::new(Status::NoIdentity, "there is no identity key yet")
-}
-
 fn file_name(role: Role) -> &'static str {
     match role {
-        Role::Identity => "identity",
+        Role::Identity => IDENTITY,
         Role::Attestation => "attestation",
     }
 }

@@ -1,9 +1,9 @@
 //! What is derived: the auth values of the vault's objects, and vault keys from their two halves.
 
-use crate::error::Fault;
 use hkdf::Hkdf;
 use mayfly_evidence::hash;
-use mayfly_plugin_abi::{Status, Tier, VAULT_KEY_BYTES};
+use mayfly_plugin_abi::{Tier, VAULT_KEY_BYTES};
+use mayfly_vault_store::VaultId;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
@@ -28,11 +28,11 @@ pub(crate) enum Use {
 /// The secret that all auth values of a vault are derived from.
 pub(crate) struct Auth {
     secret: Zeroizing<Vec<u8>>,
-    vault_id: [u8; 16],
+    vault_id: VaultId,
 }
 
 impl Auth {
-    pub(crate) fn new(secret: Zeroizing<Vec<u8>>, vault_id: [u8; 16]) -> Auth {
+    pub(crate) fn new(secret: Zeroizing<Vec<u8>>, vault_id: VaultId) -> Auth {
         Auth { secret, vault_id }
     }
 
@@ -67,7 +67,7 @@ impl Auth {
 
 /// The vault key of a tier from its sealed half and the generation's half in the chip's memory, and its check value.
 pub(crate) fn vault_key(
-    vault_id: &[u8; 16],
+    vault_id: &VaultId,
     generation: u64,
     tier: Tier,
     sealed: &[u8; 32],
@@ -86,16 +86,11 @@ pub(crate) fn vault_key(
 }
 
 /// Tells whether an index still holds the half that was written (32 random bytes: a hash gives nothing away).
-pub(crate) fn half_check(vault_id: &[u8; 16], generation: u64, half: &[u8; 32]) -> [u8; CHECK_BYTES] {
+pub(crate) fn half_check(vault_id: &VaultId, generation: u64, half: &[u8; 32]) -> [u8; CHECK_BYTES] {
     let digest = hash(LABEL_HALF, &[vault_id, &generation.to_be_bytes(), half]);
     let mut check = [0; CHECK_BYTES];
     check.copy_from_slice(&digest[..CHECK_BYTES]);
     check
-}
-
-/// Kernel randomness.
-pub(crate) fn random(out: &mut [u8]) -> Result<(), Fault> {
-    getrandom::fill(out).map_err(|error| Fault::told(Status::Io, format!("random numbers: {error}")))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `config` | configuration text, sources of auth values |
 //! | `tss` | the one place that calls libtss2: a safe face over ESYS |
-//! | `record`, `store` | the files' bytes; the folder |
+//! | `record` | the files' bytes |
 //! | `keys` | derived auth values; vault keys from their halves |
 //! | `vault` | one connection per call; which chip belongs to the folder; what failures mean |
 //! | `enrol` | making a vault |
@@ -18,6 +18,8 @@
 //! | `approval` | approvals of registers (PCR) |
 //! | `identity`, `attestation` | signing keys; what the chip says about itself |
 //! | `control` | management |
+//!
+//! The folder itself, and where secrets come from: `mayfly-vault-store`.
 //!
 //! It must never keep a vault key or a half between calls, leave a session or an object in the chip, use a session that
 //! is not salted with a key whose Name it knows, or start a chip's lockout (everything of ours is outside it).
@@ -33,7 +35,6 @@ mod generation;
 mod identity;
 mod keys;
 mod record;
-mod store;
 mod tss;
 mod vault;
 

@@ -1,21 +1,18 @@
 //! The bytes of the files; `docs/formats/vault-tpm.md` is their page. Integers are big-endian.
-//!
-//! Every file ends in the SHA-256 of all before it, which tells damage from everything else. It protects nothing: what
-//! must not be changed is checked by the chip (sealed blobs, policies) or against it (Names).
+//! What must not be changed is checked by the chip (sealed blobs, policies) or against it (Names).
 
 use crate::keys::CHECK_BYTES;
 use mayfly_evidence::marshal::{Malformed, Reader, Writer};
 use mayfly_evidence::object::{Name, PUBLIC_BYTES_MAX, Point, Role};
 use mayfly_evidence::pcr::Selection;
 use mayfly_plugin_abi::Tier;
-use sha2::{Digest, Sha256};
+use mayfly_vault_store::{VaultId, record};
 
 const MAGIC_HEADER: &[u8; 8] = b"MAYFLYTV";
 const MAGIC_KEY: &[u8; 8] = b"MAYFLYTK";
 const MAGIC_GENERATION: &[u8; 8] = b"MAYFLYTG";
 const MAGIC_APPROVALS: &[u8; 8] = b"MAYFLYTA";
 const VERSION: u16 = 1;
-const HASH_BYTES: usize = 32;
 /// Largest private part of an object.
 const PRIVATE_BYTES_MAX: usize = 1024;
 /// Most approvals that are kept.
@@ -26,7 +23,7 @@ pub(crate) const FILE_BYTES_MAX: usize = 16 * 1024;
 /// File `vault`, and file `enrolling` while it is being made: which chip, which indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    pub(crate) vault_id: [u8; 16],
+    pub(crate) vault_id: VaultId,
     pub(crate) srk_handle: u32,
     /// The storage root key's Name: another one is another chip.
     pub(crate) srk_name: Name,
@@ -41,7 +38,7 @@ pub(crate) struct Header {
 /// Files `identity` and `attestation`: a signing key, as the chip wrapped it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyFile {
-    pub(crate) vault_id: [u8; 16],
+    pub(crate) vault_id: VaultId,
     pub(crate) role: Role,
     pub(crate) public: Vec<u8>,
     pub(crate) private: Vec<u8>,
@@ -50,7 +47,7 @@ pub(crate) struct KeyFile {
 /// Files `generation` and `staged`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GenerationFile {
-    pub(crate) vault_id: [u8; 16],
+    pub(crate) vault_id: VaultId,
     pub(crate) generation: u64,
     /// Whose approvals of registers the seals demand.
     pub(crate) approver: Option<Point>,
@@ -73,7 +70,7 @@ pub(crate) struct Seal {
 /// File `approvals`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Approvals {
-    pub(crate) vault_id: [u8; 16],
+    pub(crate) vault_id: VaultId,
     pub(crate) approvals: Vec<Approval>,
 }
 
@@ -236,29 +233,16 @@ fn blob(fields: &mut Reader<'_>) -> Result<(Vec<u8>, Vec<u8>), Malformed> {
     Ok((fields.sized(PUBLIC_BYTES_MAX)?.to_vec(), fields.sized(PRIVATE_BYTES_MAX)?.to_vec()))
 }
 
-fn start(magic: &[u8; 8], vault_id: &[u8; 16]) -> Writer {
-    Writer::new().raw(magic).u16(VERSION).raw(vault_id)
+fn start(magic: &[u8; 8], vault_id: &VaultId) -> Writer {
+    Writer::new().raw(&record::start(magic, VERSION)).raw(vault_id)
 }
 
 fn finish(out: Writer) -> Vec<u8> {
-    let mut bytes = out.finish();
-    let hash = Sha256::digest(&bytes);
-    bytes.extend_from_slice(&hash);
-    bytes
+    record::finish(out.finish())
 }
 
-fn check<'a>(bytes: &'a [u8], magic: &[u8; 8]) -> Result<(Reader<'a>, [u8; 16]), Malformed> {
-    let (body, hash) = bytes.split_last_chunk::<HASH_BYTES>().ok_or(Malformed("cut short"))?;
-    if Sha256::digest(body)[..] != hash[..] {
-        return Err(Malformed("its hash does not fit: torn, or changed"));
-    }
-    let mut fields = Reader::new(body);
-    if &fields.array::<8>()? != magic {
-        return Err(Malformed("another kind of file"));
-    }
-    if fields.u16()? != VERSION {
-        return Err(Malformed("written by a newer version"));
-    }
+fn check<'a>(bytes: &'a [u8], magic: &[u8; 8]) -> Result<(Reader<'a>, VaultId), Malformed> {
+    let mut fields = Reader::new(record::body(bytes, magic, VERSION).map_err(Malformed)?);
     let vault_id = fields.array()?;
     Ok((fields, vault_id))
 }
@@ -275,11 +259,10 @@ mod tests {
         let bytes = encode(&value);
         assert!(bytes.len() <= FILE_BYTES_MAX);
         assert_eq!(decode(&bytes), Ok(value));
-        for at in 0..bytes.len() {
-            assert!(decode(&bytes[..at]).is_err(), "cut at {at}");
-            let mut other = bytes.clone();
-            other[at] ^= 1;
-            assert!(decode(&other).is_err(), "bit flipped in byte {at}");
+        for end in 0..bytes.len() - record::HASH_BYTES {
+            // well hashed, and cut
+            let cut = record::finish(bytes[..end].to_vec());
+            assert!(decode(&cut).is_err(), "cut at {end}");
         }
     }
 

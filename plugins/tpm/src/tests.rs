@@ -133,6 +133,10 @@ fn a_cold_open_is_quick() {
         let started = std::time::Instant::now();
         vault.open_key(1, Tier::Boot, &mut key).unwrap();
         best = best.min(started.elapsed().as_millis());
+        if best < LIMIT_MS {
+            println!("{best} ms");
+            return;
+        }
     }
-    assert!(best < LIMIT_MS, "the best of 200 took {best} ms");
+    panic!("the best of 200 took {best} ms");
 }

@@ -15,8 +15,7 @@ use crate::config::Config;
 use crate::enrol;
 use crate::error::Fault;
 use crate::keys::{Auth, Use};
-use crate::record::Header;
-use crate::store::Store;
+use crate::record::{FILE_BYTES_MAX, Header};
 use crate::tss::{Index, Layer, Object, Session, Tpm, TpmError, has_resource_manager};
 use mayfly_evidence::nv::Kind;
 use mayfly_evidence::object::Name;
@@ -24,15 +23,13 @@ use mayfly_plugin_abi::{
     Alg, Generations, GuestError, Health, HealthState, Identity, SIGNATURE_BYTES, Status, Tier, VAULT_KEY_BYTES,
     VaultDescription, VaultGuest,
 };
+use mayfly_vault_store::{HEADER, Store, VaultId};
 use std::ffi::CString;
 use std::path::Path;
 use zeroize::Zeroizing;
 
-pub(crate) const HEADER: &str = "vault";
 pub(crate) const AUTH: &str = "auth";
 pub(crate) const ENROLLING: &str = "enrolling";
-/// Less room than this is told as "read-only": a commit must not meet a full disk.
-const FREE_BYTES_MIN: u64 = 1024 * 1024;
 
 /// An open vault.
 pub struct TpmVault {
@@ -127,13 +124,11 @@ impl TpmVault {
         &self,
         name: &str,
         decode: impl FnOnce(&[u8]) -> Result<T, mayfly_evidence::Malformed>,
-        vault_id: impl FnOnce(&T) -> [u8; 16],
+        vault_id: impl FnOnce(&T) -> VaultId,
     ) -> Result<Option<T>, GuestError> {
         let Some(bytes) = self.store.read(name)? else { return Ok(None) };
-        let value = decode(&bytes).map_err(|error| damaged(&self.store, name, error.0))?;
-        if vault_id(&value) != self.header.vault_id {
-            return Err(damaged(&self.store, name, "it belongs to another vault"));
-        }
+        let value = decode(&bytes).map_err(|error| self.store.damaged(name, &error.0.into()))?;
+        self.store.check_vault(name, &vault_id(&value), &self.header.vault_id)?;
         Ok(Some(value))
     }
 }
@@ -173,15 +168,6 @@ pub(crate) fn lost(what: &str) -> Fault {
     Fault::told(Status::VaultLost, text)
 }
 
-pub(crate) fn damaged(store: &Store, name: &str, what: &str) -> GuestError {
-    let path = store.path_of(name);
-    let text = format!(
-        "{} is damaged: {what}; put the newest copy of the folder back, or enrol the device anew",
-        path.display()
-    );
-    GuestError::new(Status::Corrupt, text)
-}
-
 impl VaultGuest for TpmVault {
     const NAME: &'static str = "tpm";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
@@ -189,7 +175,7 @@ impl VaultGuest for TpmVault {
     fn open(config: &str, data_dir: &Path) -> Result<TpmVault, GuestError> {
         quiet_library();
         let config = Config::parse(config)?;
-        let store = Store::open(data_dir)?;
+        let store = Store::open(data_dir, FILE_BYTES_MAX)?;
         let tcti = config.tcti()?;
         let tpm = Tpm::open(&tcti)?;
         if !has_resource_manager(&config.tcti) {
@@ -198,7 +184,7 @@ impl VaultGuest for TpmVault {
         let chip = Chip::ask(&tpm)?;
         let (header, auth) = match store.read(HEADER)? {
             Some(bytes) => {
-                let header = Header::decode(&bytes).map_err(|error| damaged(&store, HEADER, error.0))?;
+                let header = Header::decode(&bytes).map_err(|error| store.damaged(HEADER, &error.0.into()))?;
                 let auth = enrol::existing_auth(&config, &store, &header)?;
                 enrol::restore_root(&tpm, &config, &header)?;
                 (header, auth)
@@ -274,13 +260,9 @@ impl VaultGuest for TpmVault {
     }
 
     fn health(&mut self) -> Result<Health, GuestError> {
-        let mut health = Health { sync_micros: self.sync_micros, ..Health::ok() };
-        health.free_bytes = self.store.free_bytes().ok();
-        let found = self.link(|link| self.state(link));
-        (health.state, health.detail) = match found {
-            Ok((HealthState::Ok, _)) if health.free_bytes.is_none_or(|free| free < FREE_BYTES_MIN) => {
-                (HealthState::ReadOnly, "too little room is left under the vault's folder".to_owned())
-            }
+        let mut health = Health { sync_micros: self.sync_micros, ..self.store.health() };
+        (health.state, health.detail) = match self.link(|link| self.state(link)) {
+            Ok((HealthState::Ok, _)) => return Ok(health),
             Ok(found) => found,
             Err(error) => {
                 let state = match error.status {

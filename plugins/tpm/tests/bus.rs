@@ -1,5 +1,8 @@
 //! What somebody who listens on the bus, or looks into the plugin's process, gets.
 
+// helpers of tests say what they expect by unwrapping, too
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::proxy::Proxy;

@@ -1,4 +1,7 @@
-//! The vault `tpm` passes the vault suite on swtpm, in its own process as the agent runs it; each case on a chip of its own.
+//! The vault `tpm` passes the vault suite on swtpm, in its own process as the agent runs it.
+
+// helpers of tests say what they expect by unwrapping, too
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -6,10 +9,10 @@ use common::Swtpm;
 use mayfly_plugin_api::contract;
 use std::cell::RefCell;
 
-#[test]
-fn passes_the_vault_suite() {
+/// Each case on a chip of its own.
+fn passes(suite: fn(&contract::Factory<'_>) -> contract::Report) {
     let chips = RefCell::new(Vec::new());
-    let report = contract::vault(&|case| {
+    let report = suite(&|case| {
         let chip = Swtpm::start();
         let data = case.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let config = chip.config(&data);
@@ -19,4 +22,14 @@ fn passes_the_vault_suite() {
     println!("{report}");
     assert!(report.passed(), "{report}");
     assert_eq!(report.plugin, "vault(tpm)");
+}
+
+#[test]
+fn keeps_the_rules_of_the_vault_suite() {
+    passes(contract::vault_rules);
+}
+
+#[test]
+fn survives_the_crashes_of_the_vault_suite() {
+    passes(contract::vault_crashes);
 }

@@ -1,6 +1,9 @@
 //! The plugin's process is killed before and after every single TPM command of every call: afterwards exactly one
 //! generation opens, with the keys that were staged for it, and the vault can go on.
 
+// helpers of tests say what they expect by unwrapping, too
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::Swtpm;
@@ -187,44 +190,49 @@ fn in_an_open() {
 }
 
 /// A vault that is being made: whatever crashes when, the next start finishes it, and no index is left behind.
-#[test]
-fn in_the_making() {
-    let mut commands = 0;
-    for after in [false, true] {
-        let mut n = 0;
-        loop {
-            let chip = Swtpm::start();
-            let proxy = Proxy::start(&chip);
-            let config = host_config(&proxy.tcti(), &chip.dir.path().join("data"));
-            let done = Arc::new(AtomicBool::new(false));
-            let flag = done.clone();
-            proxy.shared.judge(move |number, _| {
-                if number != n || flag.swap(true, Ordering::SeqCst) {
-                    return Act::Pass;
-                }
-                // the process cannot be named yet; to it a broken connection is the same as being killed
-                if after { Act::LoseAnswer } else { Act::Drop }
-            });
-            let first = VaultPlugin::start(&config);
-            proxy.shared.pass_all();
-            let killed = done.load(Ordering::SeqCst);
-            // giving a session back may fail without harm; all else must have been told
-            assert!(first.is_ok() || killed, "command {n}, after: {after}");
-            drop(first);
-            let vault = VaultPlugin::start(&config).unwrap_or_else(|error| panic!("command {n}, {after}: {error}"));
-            let key = *vault.stage(1, Tier::Boot).unwrap().expose();
-            vault.commit(1).unwrap();
-            assert_eq!(vault.open_key(1, Tier::Boot).unwrap().expose(), &key);
-            let indices = chip.tool("getcap", &["handles-nv-index"]).unwrap();
-            assert_eq!(indices.lines().count(), 3, "command {n}, after: {after}: {indices}");
-            if !killed {
-                break;
+fn in_the_making(after: bool) {
+    let mut n = 0;
+    loop {
+        let chip = Swtpm::start();
+        let proxy = Proxy::start(&chip);
+        let config = host_config(&proxy.tcti(), &chip.dir.path().join("data"));
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = done.clone();
+        proxy.shared.judge(move |number, _| {
+            if number != n || flag.swap(true, Ordering::SeqCst) {
+                return Act::Pass;
             }
-            n += 1;
+            // the process cannot be named yet; to it a broken connection is the same as being killed
+            if after { Act::LoseAnswer } else { Act::Drop }
+        });
+        let first = VaultPlugin::start(&config);
+        proxy.shared.pass_all();
+        let killed = done.load(Ordering::SeqCst);
+        // giving a session back may fail without harm; all else must have been told
+        assert!(first.is_ok() || killed, "command {n}, after: {after}");
+        drop(first);
+        let vault = VaultPlugin::start(&config).unwrap_or_else(|error| panic!("command {n}, {after}: {error}"));
+        let key = *vault.stage(1, Tier::Boot).unwrap().expose();
+        vault.commit(1).unwrap();
+        assert_eq!(vault.open_key(1, Tier::Boot).unwrap().expose(), &key);
+        let indices = chip.tool("getcap", &["handles-nv-index"]).unwrap();
+        assert_eq!(indices.lines().count(), 3, "command {n}, after: {after}: {indices}");
+        if !killed {
+            break;
         }
-        commands = n;
+        n += 1;
     }
-    println!("{commands} commands in the making of a vault");
+    println!("{n} commands in the making of a vault");
+}
+
+#[test]
+fn before_a_command_of_the_making() {
+    in_the_making(false);
+}
+
+#[test]
+fn after_a_command_of_the_making() {
+    in_the_making(true);
 }
 
 /// The identity key is made once, or not at all.

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub use backend::backend;
-pub use vault::vault;
+pub use vault::{vault, vault_crashes, vault_rules};
 
 /// Makes the configuration of one case: a fresh data folder each time, the same plugin.
 pub type Factory<'a> = dyn Fn(&str) -> HostConfig + 'a;
@@ -169,7 +169,5 @@ pub(crate) fn settled<T>(mut call: impl FnMut() -> Result<T, PluginError>) -> Re
 }
 
 /// Delays between the start of a call and the kill, in microseconds, from "before it" to "long after it".
-pub(crate) const KILL_DELAYS: [u64; 24] = [
-    0, 20, 40, 60, 80, 100, 150, 200, 250, 300, 400, 500, 600, 800, 1000, 1300, 1600, 2000, 2500, 3000, 4000, 6000,
-    9000, 15000,
-];
+pub(crate) const KILL_DELAYS: [u64; 16] =
+    [0, 30, 60, 100, 150, 200, 300, 400, 600, 800, 1200, 1700, 2500, 4000, 8000, 15000];

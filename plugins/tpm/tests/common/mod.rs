@@ -1,5 +1,5 @@
 //! A private software TPM per test, and plugins on it. What is started here is ended here, by its own handle.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod proxy;
 

@@ -32,6 +32,8 @@ pub struct Shared {
     pub traffic: Mutex<Vec<u8>>,
     pub codes: Mutex<Vec<u32>>,
     judge: Mutex<Option<Box<Judge>>>,
+    /// Held while a command is on its way.
+    busy: Mutex<()>,
     stop: AtomicBool,
 }
 
@@ -51,6 +53,11 @@ impl Shared {
         *self.judge.lock().unwrap() = None;
     }
 
+    /// Returns when the command that was judged last has run its course: its plugin may be gone long before.
+    pub fn wait_idle(&self) {
+        drop(self.busy.lock().unwrap());
+    }
+
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
@@ -64,6 +71,7 @@ impl Proxy {
             traffic: Mutex::default(),
             codes: Mutex::default(),
             judge: Mutex::default(),
+            busy: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let data = UnixListener::bind(&socket).unwrap();
@@ -111,6 +119,7 @@ impl Drop for Proxy {
 
 fn serve(mut client: UnixStream, target: &PathBuf, shared: &Shared) -> std::io::Result<()> {
     while let Some(command) = read_frame(&mut client)? {
+        let _busy = shared.busy.lock().unwrap();
         let number = shared.count.fetch_add(1, Ordering::SeqCst);
         let code = u32::from_be_bytes(command[6..10].try_into().unwrap());
         shared.codes.lock().unwrap().push(code);
