@@ -162,6 +162,8 @@ pub struct ReplicaStatus {
     pub last_contact_ms: u64,
     /// Why the last connection ended or failed.
     pub last_error: Option<String>,
+    /// Gateways in succession that will not serve this replica, as far as can be told: it is unknown to them, or they are of no use to it.
+    pub hopeless: usize,
     /// Why heads are not cosigned, where this is asked of the device.
     pub withheld: Option<String>,
     /// What must not happen and did.
@@ -269,8 +271,15 @@ impl Replica {
     /// # Errors
     /// [`Timeout`].
     pub fn wait_caught_up(&self, timeout: Duration) -> Result<(), Timeout> {
-        let caught_up = |status: &ReplicaStatus| status.connected && status.caught_up;
-        self.shared.wait(timeout, || caught_up(&self.shared.lock().status).then_some(()))
+        self.wait_status(|status| status.connected && status.caught_up, timeout)
+    }
+
+    /// Waits until the status is as wanted.
+    ///
+    /// # Errors
+    /// [`Timeout`].
+    pub fn wait_status(&self, wanted: impl Fn(&ReplicaStatus) -> bool, timeout: Duration) -> Result<(), Timeout> {
+        self.shared.wait(timeout, || wanted(&self.shared.lock().status).then_some(()))
     }
 
     /// Tells of every change from now on. The receiver may lag or go away; nothing waits for it.

@@ -40,7 +40,7 @@ const COMMIT_BYTES_MAX: usize = 1024 * 1024;
 /// Wait after the disk failed, milliseconds.
 const DISK_RETRY_MS: u64 = 1000;
 /// Wait after a gateway that will hardly be different the next moment, milliseconds.
-const HOPELESS_RETRY_MS: u64 = 1000;
+const HOPELESS_RETRY: Duration = Duration::from_secs(1);
 /// Longest wait that a gateway may ask for, milliseconds.
 const RETRY_MS_MAX: u64 = 60_000;
 
@@ -83,6 +83,8 @@ enum End {
     Halt(Alarm),
     /// Try again, another gateway perhaps, after at least so many milliseconds.
     Lost(String, u64),
+    /// As [`End::Lost`], and nothing suggests that the next attempt with this gateway goes better.
+    Hopeless(String),
 }
 
 impl From<ConnectionError> for End {
@@ -156,6 +158,7 @@ impl Worker {
                 End::Stop => return,
                 End::Halt(alarm) => return self.halt(alarm).await,
                 End::Lost(_, retry_ms) => Duration::from_millis(retry_ms.min(RETRY_MS_MAX)),
+                End::Hopeless(_) => HOPELESS_RETRY,
             };
             if started.elapsed() >= STABLE_AFTER {
                 failures = 0;
@@ -186,7 +189,7 @@ impl Worker {
         let (mut connection, versions, challenge) = Connection::open(gateway).await?;
         if !versions.contains(&sync::VERSION) {
             let text = "the gateway speaks other versions of the protocol; one side must be updated";
-            return Err(End::Lost(text.into(), HOPELESS_RETRY_MS));
+            return Err(End::Hopeless(text.into()));
         }
         let hello = self.sign_hello(gateway, &connection, &challenge)?;
         connection.send(&FromClient::Hello(hello)).await?;
@@ -222,7 +225,7 @@ impl Worker {
         let network = self.shared.network.network;
         let key = self.hello.key(tip);
         let message = hello_message(&network, &gateway.key, connection.exporter(), challenge, &key);
-        let signature = self.hello.sign(&key, &message).map_err(|e| End::Lost(e.to_string(), HOPELESS_RETRY_MS))?;
+        let signature = self.hello.sign(&key, &message).map_err(|e| End::Hopeless(e.to_string()))?;
         // A ledger without entries has a root too, but nothing to resume.
         let head = if tip.size() == 0 { Head::default() } else { tip.head() };
         let witnessed = self.keeper.chain().effective().size();
@@ -238,14 +241,11 @@ impl Worker {
                     let ours = self.keeper.chain().tip().size();
                     if head.size < ours {
                         self.shared.alarm(Alarm::Behind { ours, theirs: head.size });
-                        return Err(End::Lost(
-                            format!("the gateway has only {} entries", head.size),
-                            HOPELESS_RETRY_MS,
-                        ));
+                        return Err(End::Hopeless(format!("the gateway has only {} entries", head.size)));
                     }
                     if first > ours {
                         let text = "the gateway has let go of entries that this replica needs";
-                        return Err(End::Lost(text.into(), HOPELESS_RETRY_MS));
+                        return Err(End::Hopeless(text.into()));
                     }
                     return Ok(head.size);
                 }
@@ -313,9 +313,9 @@ impl Worker {
             Broken::Fork { ours, proof } => End::Halt(Alarm::Fork { ours, proof }),
             Broken::Rule { index, ref refusal } => {
                 self.shared.alarm(Alarm::Rule { index, refusal: refusal.clone() });
-                End::Lost(with_cause(&broken), HOPELESS_RETRY_MS)
+                End::Hopeless(with_cause(&broken))
             }
-            other => End::Lost(with_cause(&other), HOPELESS_RETRY_MS),
+            other => End::Hopeless(with_cause(&other)),
         }
     }
 
@@ -354,6 +354,7 @@ impl Worker {
             status.caught_up = caught_up;
             status.last_contact_ms = now_ms();
             status.last_error = None;
+            status.hopeless = 0;
             status.alarm.take_if(|alarm| matches!(alarm, Alarm::Behind { .. }));
         });
         self.shared.tell(&Change::Connected);
@@ -365,11 +366,12 @@ impl Worker {
         self.shared.with(|status| {
             was_connected = std::mem::replace(&mut status.connected, false);
             status.caught_up = false;
-            if let End::Lost(text, _) = end {
+            if let End::Lost(text, _) | End::Hopeless(text) = end {
                 status.last_error = Some(text.clone());
             }
+            status.hopeless = if matches!(end, End::Hopeless(_)) { status.hopeless.saturating_add(1) } else { 0 };
         });
-        if let End::Lost(text, _) = end {
+        if let End::Lost(text, _) | End::Hopeless(text) = end {
             tracing::info!(text, "no connection to the ledger");
         }
         if was_connected {
@@ -458,11 +460,11 @@ impl Worker {
 }
 
 fn bye(reason: Bye, text: &str, retry_ms: u64) -> End {
-    let wait = match reason {
-        Bye::Version | Bye::Network | Bye::Authentication | Bye::Behind => retry_ms.max(HOPELESS_RETRY_MS),
-        _ => retry_ms,
-    };
-    End::Lost(format!("the gateway says: {text}"), wait)
+    let text = format!("the gateway says: {text}");
+    match reason {
+        Bye::Version | Bye::Network | Bye::Authentication | Bye::Behind => End::Hopeless(text),
+        _ => End::Lost(text, retry_ms),
+    }
 }
 
 /// Full jitter: anything from nothing to the doubled wait (so that many clients do not come back together).

@@ -7,7 +7,7 @@ use crate::join_token::JoinToken;
 use mayfly_crypto::sign::{Ed25519Secret, PublicKey};
 use mayfly_ledger_client::{
     Author, EntrySigner, GatewayAddress, HelloSigner, NetworkFile, NetworkFileError, OpenError, PostError, Replica,
-    ReplicaConfig, SignerError,
+    ReplicaConfig, ReplicaStatus, SignerError,
 };
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::{Join, Record, Verifier};
@@ -70,14 +70,25 @@ pub fn join(token: &JoinToken, config: &Config) -> Result<Joined, JoinError> {
         hello: guest.clone(),
         witness: None,
     })?;
-    let unreached = |_| JoinError::NoLedger(replica.status().last_error.unwrap_or_else(|| "no answer".into()));
-    replica.wait_caught_up(TIMEOUT).map_err(unreached)?;
+    reach(&replica, token)?;
     let network = with_genesis(&replica, token)?;
     let device = vault.device();
     if !replica.tip().devices.contains_key(&device) {
         post(&replica, &data.join("outbox"), &guest, config)?;
     }
     Ok(Joined { device, network })
+}
+
+/// Waits until a gateway of the token serves us; no longer than until each has said that it will not.
+fn reach(replica: &Replica, token: &JoinToken) -> Result<(), JoinError> {
+    let gateways = unverified(token).gateways.len();
+    let is_over = |status: &ReplicaStatus| status.connected && status.caught_up || status.hopeless >= gateways;
+    let served = replica.wait_status(is_over, TIMEOUT).is_ok() && replica.status().hopeless == 0;
+    if served {
+        Ok(())
+    } else {
+        Err(JoinError::NoLedger(replica.status().last_error.unwrap_or_else(|| "no answer".into())))
+    }
 }
 
 fn post(replica: &Arc<Replica>, outbox: &Path, guest: &Arc<Guest>, config: &Config) -> Result<(), PostError> {
