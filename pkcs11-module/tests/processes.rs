@@ -49,6 +49,15 @@ impl Drop for SetAtEnd<'_> {
     }
 }
 
+/// Waits for something that comes; fails where it does not.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Runs `child` in a child process that has 20 seconds; gives its exit status.
 fn forked(child: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child runs only the closure and _exit; the C library keeps its heap usable after fork.
@@ -160,9 +169,7 @@ fn a_child_closes_what_other_threads_were_using() {
         let received = agent.received();
         let model = agent.lock();
         let call = scope.spawn(|| encrypts(&Client::table()));
-        while agent.received() == received {
-            std::thread::yield_now();
-        }
+        until("the call reaches the toy", || agent.received() > received);
         let code = forked(|| {
             let files = open_files();
             if client.initialize() != CKR_OK {
@@ -212,9 +219,7 @@ fn a_login_after_the_last_sessions_end_is_not_lost() {
     assert_eq!(client.login(last, CKU_USER, "1234"), CKR_OK);
     agent.hold(Some(Op::CloseAllSessions));
     let closing = std::thread::spawn(move || Client::table().close(last));
-    while client.session_state(last).0 == CKR_OK {
-        std::thread::yield_now();
-    }
+    until("the session is closed here", || client.session_state(last).0 != CKR_OK);
     // The agent has not heard of the end yet when the next one comes.
     let next = client.session();
     let login = std::thread::spawn(move || Client::table().login(next, CKU_USER, "1234"));
@@ -268,6 +273,59 @@ fn sessions_may_be_closed_under_those_who_use_them() {
         assert_eq!(using.join().unwrap(), CKR_SESSION_HANDLE_INVALID);
     }
     client.finalize();
+}
+
+#[test]
+fn one_of_many_initializes() {
+    let stage = Stage::new();
+    let _agent = Agent::start(&stage.socket);
+    for _ in 0..20 {
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(|| Client::table().initialize())).collect();
+        let mut codes: Vec<CK_RV> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        codes.sort_unstable();
+        assert_eq!(codes, [[CKR_OK; 1].as_slice(), &[CKR_CRYPTOKI_ALREADY_INITIALIZED; 3]].concat());
+        assert_eq!(Client::table().finalize(), CKR_OK);
+    }
+}
+
+#[test]
+fn finalize_comes_in_the_middle_of_anything() {
+    let stage = Stage::new();
+    let files = open_files();
+    let agent = Agent::start(&stage.socket);
+    let client = Client::initialized();
+    let (slot, key) = (CK_SLOT_ID::from(support::agent::slot()), client.by_label(client.session(), "ec"));
+    let is_over = AtomicBool::new(false);
+    let use_it = || {
+        let (client, mut done) = (Client::table(), 0);
+        while !is_over.load(Ordering::Relaxed) {
+            let (opened, session) = client.open(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION);
+            let codes = [
+                opened,
+                client.login(session, CKU_USER, "1234"),
+                client.init(client.0.C_SignInit, session, &mechanism(CKM_ECDSA, &[]), key),
+                client.in_out(client.0.C_Sign, session, &[1; 32], 64).0,
+                client.close(session),
+            ];
+            assert!(!codes.contains(&CKR_GENERAL_ERROR), "{codes:x?}");
+            done += u32::from(codes[3] == CKR_OK);
+        }
+        done
+    };
+    std::thread::scope(|scope| {
+        let over = SetAtEnd(&is_over);
+        let users: Vec<_> = (0..4).map(|_| scope.spawn(use_it)).collect();
+        for _ in 0..200 {
+            assert_eq!((client.finalize(), client.initialize()), (CKR_OK, CKR_OK));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(over);
+        assert!(users.into_iter().map(|user| user.join().unwrap()).sum::<u32>() > 0);
+    });
+    assert!(signs(&client));
+    client.finalize();
+    drop(agent);
+    until("both ends of all connections are closed", || open_files() <= files);
 }
 
 #[test]
@@ -593,9 +651,7 @@ fn a_foreign_listener_hears_nothing() {
         // SAFETY: ends the child.
         unsafe { libc::_exit(code) };
     }
-    while !stage.socket.exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("the child listens", || stage.socket.exists());
     let client = Client::initialized();
     assert_eq!(client.slots(true).len(), 0);
     client.finalize();
