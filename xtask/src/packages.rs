@@ -35,6 +35,9 @@ const USE: &[Package] = &[
 const TEST: &[Package] = &[
     Package { name: "python3", sign: Sign::Program("/usr/bin/python3") },
     Package { name: "python3-venv", sign: Sign::PythonModules("venv, ensurepip") },
+    // the vault in C, plugins/example-c
+    Package { name: "make", sign: Sign::Program("make") },
+    Package { name: "libssl-dev", sign: Sign::Library("libcrypto.so") },
     // the vault pkcs11
     Package { name: "softhsm2", sign: Sign::Program("softhsm2-util") },
 ];

@@ -1,4 +1,4 @@
-//! The C header and the Rust tables are one layout: every offset, size and number, asked of a C compiler.
+//! The C header and the Rust tables are one layout: every offset, type, parameter and number, asked of a C compiler.
 
 // helpers of tests say what they expect by unwrapping, too
 #![allow(clippy::unwrap_used)]
@@ -7,15 +7,86 @@ use mayfly_plugin_abi::*;
 use std::fmt::Write;
 use std::process::Command;
 
+/// How C writes a type of the tables.
+trait C {
+    fn c() -> String;
+}
+
+macro_rules! named {
+    ($($rust:ty => $c:literal),+ $(,)?) => {
+        $(impl C for $rust {
+            fn c() -> String {
+                $c.to_owned()
+            }
+        })+
+    };
+}
+
+named! {
+    () => "void",
+    core::ffi::c_void => "void",
+    u8 => "uint8_t",
+    u32 => "uint32_t",
+    u64 => "uint64_t",
+    usize => "size_t",
+    i32 => "int32_t",
+    Header => "mayfly_header",
+    Message => "mayfly_message",
+    RawVaultDescription => "mayfly_vault_description",
+    RawGeneration => "mayfly_generation",
+    RawHealth => "mayfly_health",
+    Head => "mayfly_head",
+    RawCaps => "mayfly_caps",
+    SnapshotInfo => "mayfly_snapshot_info",
+}
+
+impl<T: C> C for *const T {
+    fn c() -> String {
+        format!("const {} *", T::c())
+    }
+}
+
+impl<T: C> C for *mut T {
+    fn c() -> String {
+        format!("{} *", T::c())
+    }
+}
+
+impl<const N: usize> C for [u8; N] {
+    fn c() -> String {
+        format!("uint8_t[{N}]")
+    }
+}
+
+/// Functions with these numbers of parameters.
+macro_rules! functions {
+    ($(($($parameter:ident)+))+) => {
+        $(impl<R: C, $($parameter: C),+> C for Option<unsafe extern "C" fn($($parameter),+) -> R> {
+            fn c() -> String {
+                format!("{} (*)({})", R::c(), [$($parameter::c()),+].join(", "))
+            }
+        })+
+    };
+}
+
+functions! { (A0) (A0 A1) (A0 A1 A2) (A0 A1 A2 A3) (A0 A1 A2 A3 A4) (A0 A1 A2 A3 A4 A5) (A0 A1 A2 A3 A4 A5 A6) (A0 A1 A2 A3 A4 A5 A6 A7) (A0 A1 A2 A3 A4 A5 A6 A7 A8) }
+
+/// How C writes the type of a field.
+fn type_of<T, F: C>(_: fn(&T) -> &F) -> String {
+    F::c()
+}
+
 /// `_Static_assert`s for the named fields of one struct, and for its size.
 macro_rules! layout {
-    ($out:ident, $rust:ty, $c:literal, $($field:ident $(= $c_field:literal)?),+) => {
+    ($out:ident, $rust:ty, $c:literal, $($field:ident),+) => {
         $(
-            #[allow(unused_mut, unused_assignments)]
-            let mut name = stringify!($field);
-            $(name = $c_field;)?
+            let name = stringify!($field);
             let offset = std::mem::offset_of!($rust, $field);
             writeln!($out, "_Static_assert(offsetof({}, {name}) == {offset}, \"{}.{name}\");", $c, $c).unwrap();
+            let of = format!("__typeof__((({} *)0)->{name})", $c);
+            let wanted = type_of(|value: &$rust| &value.$field);
+            writeln!($out, "_Static_assert(__builtin_types_compatible_p({of}, {wanted}), \"type of {}.{name}\");", $c)
+                .unwrap();
         )+
         writeln!($out, "_Static_assert(sizeof({}) == {}, \"{}\");", $c, size_of::<$rust>(), $c).unwrap();
     };
@@ -157,8 +228,20 @@ fn compile(source: &str) -> String {
 #[test]
 fn header_and_tables_agree() {
     let source = assertions();
-    assert!(source.matches("_Static_assert").count() > 120);
+    assert!(source.matches("_Static_assert").count() > 190);
     assert_eq!(compile(&source), "");
+}
+
+/// A number that stands in the header alone would be compared with nothing.
+#[test]
+fn every_number_of_the_header_is_compared() {
+    let header = include_str!("../../include/mayfly_plugin.h");
+    let source = assertions();
+    let names =
+        header.lines().filter_map(|line| line.strip_prefix("#define MAYFLY_")?.split_once(' ')).map(|name| name.0);
+    let missing: Vec<_> =
+        names.filter(|name| *name != "STATIC_ASSERT" && !source.contains(&format!("(MAYFLY_{name} == "))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
@@ -166,6 +249,7 @@ fn a_difference_would_be_seen() {
     for wrong in [
         "_Static_assert(offsetof(mayfly_vault_table, commit) == 128, \"moved\");",
         "_Static_assert(MAYFLY_CONFLICT == 15, \"renumbered\");",
+        "_Static_assert(__builtin_types_compatible_p(__typeof__(((mayfly_generation *)0)->staged), uint32_t), \"\");",
     ] {
         assert!(compile(&format!("#include \"mayfly_plugin.h\"\n{wrong}\n")).contains("static assertion failed"));
     }
