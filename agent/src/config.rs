@@ -1,4 +1,4 @@
-//! The agent's configuration: one TOML file, unknown keys are errors. `conf/agent.toml` in the docs lists every option with its risk.
+//! The agent's configuration: one TOML file, unknown keys are errors. Each option, its default and its risk is told here.
 //!
 //! It must never hold a secret: PINs and passphrases of vaults come from where the vault's own page says (credentials, files).
 
@@ -288,6 +288,19 @@ impl Config {
                 (self.new_keys.threshold..=63).contains(&self.new_keys.shares),
                 "new_keys.shares is new_keys.threshold to 63",
             ),
+            (
+                self.new_keys.window_seconds <= crate::app::settings::WINDOW_SECONDS_MAX,
+                "new_keys.window_seconds is at most 86400",
+            ),
+            (
+                self.applications.all_max > 0 && self.applications.per_user_max > 0,
+                "applications.all_max and applications.per_user_max are at least 1",
+            ),
+            (
+                self.applications.memory_per_user_mib_max > 0
+                    && self.applications.memory_per_user_mib_max <= self.applications.memory_all_mib_max,
+                "applications.memory_per_user_mib_max is 1 to applications.memory_all_mib_max",
+            ),
             (self.new_keys.assemblers.iter().all(|a| a == ALL_DEVICES), "new_keys.assemblers is [] or [\"*\"]"),
             (self.limits.peer_connections_max > 0, "limits.peer_connections_max is at least 1"),
             (self.danger.accept_deadline_ms > 0, "danger.accept_deadline_ms is at least 1"),
@@ -340,6 +353,9 @@ mod tests {
             ("[peers]\nadvertise = \"host\"\n", "advertise"),
             ("[new_keys]\nthreshold = 1\n", "threshold"),
             ("[new_keys]\nthreshold = 4\n", "shares"),
+            ("[new_keys]\nwindow_seconds = 86401\n", "window_seconds"),
+            ("[applications]\nall_max = 0\n", "all_max"),
+            ("[applications]\nmemory_all_mib_max = 10\n", "memory_per_user_mib_max"),
         ] {
             let error = parse(&format!("{SMALLEST}{addition}")).unwrap_err().to_string();
             assert!(error.contains(names), "{error}");

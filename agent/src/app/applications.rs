@@ -1,7 +1,8 @@
 //! Applications: processes that have a connection, their logins, session objects and operations in parts.
 //!
-//! An application is (uid, pid, start time), by the kernel's word. It begins with its first connection and ends with its last: then its
-//! logins are gone, its session objects wiped, its operations dropped. Nothing of it is written anywhere.
+//! An application belongs to one process: (uid, pid, start time), by the kernel's word. It begins with a Hello without a ticket, which is that
+//! process's word that it starts over; connections with its ticket join it. It ends with its last connection: then its logins are gone, its
+//! session objects wiped, its operations dropped. Nothing of it is written anywhere.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +15,9 @@ use mayfly_wire::SESSION_OBJECT_BIT;
 use super::ck::{CKR_DEVICE_MEMORY, CKR_HOST_MEMORY, CKR_OPERATION_NOT_INITIALIZED};
 use super::fail::{Done, Fail};
 use super::objects::session::SessionObject;
+use super::quota::{Allowance, Held};
 use super::streams::Operation;
-use super::ticket::{Opened, Tickets};
+use super::ticket::{Name, Tickets};
 
 /// Session objects of one application.
 pub const SESSION_OBJECTS_MAX: usize = 16_384;
@@ -23,6 +25,8 @@ pub const SESSION_OBJECTS_MAX: usize = 16_384;
 pub const OPERATIONS_MAX: usize = 16_384;
 /// Context-specific logins of one application that wait for their operation.
 pub const CONTEXT_LOGINS_MAX: usize = 1024;
+/// What a session object counts for beside its attributes and its secret, bytes.
+const OBJECT_BYTES: usize = 512;
 
 /// A process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,11 +82,23 @@ impl Login {
     }
 }
 
-/// One process with at least one connection.
+/// What an application may take of the agent's memory.
+#[derive(Debug, Clone)]
+pub struct Allowances {
+    /// Of secret memory.
+    pub secrets: Allowance,
+    /// Of ordinary memory.
+    pub memory: Allowance,
+}
+
+/// One application with at least one connection.
 #[derive(Debug)]
 pub struct Application {
     /// The process.
     pub identity: Identity,
+    /// Run of the agent and number by which tickets name it: those of an earlier run where it came with a ticket of one.
+    names: Vec<Name>,
+    allowances: Allowances,
     /// Grows with every change of logins and session objects: what was looked up under an older number is looked up again.
     changes: AtomicU64,
     kept: Mutex<Kept>,
@@ -93,10 +109,17 @@ pub struct Application {
 pub struct Kept {
     connections: usize,
     logins: HashMap<TokenId, Login>,
-    /// Sessions whose next operation may use a key with CKA_ALWAYS_AUTHENTICATE.
-    context_logins: HashSet<u64>,
-    objects: BTreeMap<u64, Arc<SessionObject>>,
+    /// Tokens and sessions whose next operation may use a key with CKA_ALWAYS_AUTHENTICATE.
+    context_logins: HashSet<(TokenId, u64)>,
+    objects: BTreeMap<u64, KeptObject>,
     operations: HashMap<u64, KeptOperation>,
+}
+
+/// A session object, and what it counts for.
+#[derive(Debug)]
+struct KeptObject {
+    object: Arc<SessionObject>,
+    _held: [Held; 2],
 }
 
 /// An operation in parts, and what decides when it must end: told without waiting for whoever works on it.
@@ -109,8 +132,13 @@ struct KeptOperation {
 }
 
 impl Application {
-    fn new(identity: Identity) -> Self {
-        Self { identity, changes: AtomicU64::new(0), kept: Mutex::default() }
+    fn new(identity: Identity, names: Vec<Name>, allowances: Allowances) -> Self {
+        Self { identity, names, allowances, changes: AtomicU64::new(0), kept: Mutex::default() }
+    }
+
+    /// What it may take of the agent's memory.
+    pub fn allowances(&self) -> &Allowances {
+        &self.allowances
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -142,7 +170,8 @@ impl Application {
         let mut kept = self.kept();
         let was = kept.logins.remove(token).is_some();
         if was {
-            kept.objects.retain(|_, object| object.token != *token || !object.is_private());
+            kept.objects.retain(|_, kept| kept.object.token != *token || !kept.object.is_private());
+            kept.context_logins.retain(|(of, _)| of != token);
             kept.operations.retain(|_, operation| operation.token != *token || !operation.needs_login);
         }
         drop(kept);
@@ -150,26 +179,26 @@ impl Application {
         was
     }
 
-    /// Allows the session's next operation with a key that asks for its own login.
-    pub fn allow_once(&self, session: u64) {
+    /// Allows the session's next operation with a key of this token that asks for its own login.
+    pub fn allow_once(&self, token: TokenId, session: u64) {
         let mut kept = self.kept();
         if kept.context_logins.len() < CONTEXT_LOGINS_MAX {
-            kept.context_logins.insert(session);
+            kept.context_logins.insert((token, session));
         }
     }
 
     /// Uses up the session's context-specific login. Whether there was one.
-    pub fn take_allowed_once(&self, session: u64) -> bool {
-        self.kept().context_logins.remove(&session)
+    pub fn take_allowed_once(&self, token: TokenId, session: u64) -> bool {
+        self.kept().context_logins.remove(&(token, session))
     }
 
     /// Forgets all that belongs to a session.
     pub fn close_session(&self, session: u64) {
         let mut kept = self.kept();
         let before = kept.objects.len();
-        kept.objects.retain(|_, object| object.session != session);
+        kept.objects.retain(|_, kept| kept.object.session != session);
         kept.operations.retain(|_, operation| operation.session != session);
-        kept.context_logins.remove(&session);
+        kept.context_logins.retain(|(_, of)| *of != session);
         let changed = kept.objects.len() != before;
         drop(kept);
         if changed {
@@ -181,9 +210,9 @@ impl Application {
     pub fn close_token(&self, token: &TokenId) {
         let mut kept = self.kept();
         kept.logins.remove(token);
-        kept.objects.retain(|_, object| object.token != *token);
+        kept.objects.retain(|_, kept| kept.object.token != *token);
         kept.operations.retain(|_, operation| operation.token != *token);
-        kept.context_logins.clear();
+        kept.context_logins.retain(|(of, _)| of != token);
         drop(kept);
         self.changed();
     }
@@ -191,30 +220,46 @@ impl Application {
     /// Keeps a session object and gives its handle.
     ///
     /// # Errors
-    /// CKR_DEVICE_MEMORY beyond [`SESSION_OBJECTS_MAX`].
+    /// CKR_DEVICE_MEMORY beyond [`SESSION_OBJECTS_MAX`] or what the user may hold.
     pub fn keep_object(&self, object: SessionObject, numbers: &AtomicU64) -> Done<u64> {
+        let object = self.counted(object)?;
         let mut kept = self.kept();
         if kept.objects.len() >= SESSION_OBJECTS_MAX {
             return Err(Fail::new(CKR_DEVICE_MEMORY, "the application has too many session objects"));
         }
         let handle = SESSION_OBJECT_BIT | numbers.fetch_add(1, Ordering::Relaxed);
-        kept.objects.insert(handle, Arc::new(object));
+        kept.objects.insert(handle, object);
         drop(kept);
         self.changed();
         Ok(handle)
     }
 
+    fn counted(&self, object: SessionObject) -> Done<KeptObject> {
+        let attributes: usize = object.attributes.iter().map(|attribute| attribute.value.len() + 64).sum();
+        let held = [
+            self.allowances.memory.take(OBJECT_BYTES + attributes)?,
+            self.allowances.secrets.take_secrets(object.secret.iter().map(|secret| secret.len()))?,
+        ];
+        Ok(KeptObject { object: Arc::new(object), _held: held })
+    }
+
     /// The session object with this handle.
     pub fn object(&self, token: &TokenId, handle: u64) -> Option<Arc<SessionObject>> {
-        self.kept().objects.get(&handle).filter(|object| object.token == *token).cloned()
+        let kept = self.kept();
+        kept.objects.get(&handle).map(|kept| &kept.object).filter(|object| object.token == *token).cloned()
     }
 
     /// Puts a changed session object in the place of the old one.
-    pub fn replace_object(&self, handle: u64, object: SessionObject) {
+    ///
+    /// # Errors
+    /// CKR_DEVICE_MEMORY.
+    pub fn replace_object(&self, handle: u64, object: SessionObject) -> Done<()> {
+        let object = self.counted(object)?;
         if let Some(place) = self.kept().objects.get_mut(&handle) {
-            *place = Arc::new(object);
+            *place = object;
         }
         self.changed();
+        Ok(())
     }
 
     /// Drops a session object. Its secret is wiped when the last operation that uses it ends.
@@ -227,7 +272,8 @@ impl Application {
     pub fn objects(&self, token: &TokenId, after: u64) -> Vec<(u64, Arc<SessionObject>)> {
         let kept = self.kept();
         let above = kept.objects.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
-        above.filter(|(_, object)| object.token == *token).map(|(handle, object)| (*handle, object.clone())).collect()
+        let of_token = above.filter(|(_, kept)| kept.object.token == *token);
+        of_token.map(|(handle, kept)| (*handle, kept.object.clone())).collect()
     }
 
     /// Keeps an operation in parts under a new number.
@@ -272,7 +318,7 @@ impl Application {
     }
 
     fn ticket(&self, tickets: &Tickets) -> Vec<u8> {
-        tickets.make(self.identity, self.kept().logins.iter())
+        self.names.first().map_or_else(Vec::new, |name| tickets.make(self.identity, *name, self.kept().logins.iter()))
     }
 }
 
@@ -280,7 +326,9 @@ impl Application {
 #[derive(Debug)]
 pub struct Applications {
     tickets: Tickets,
-    by_identity: Mutex<HashMap<Identity, Arc<Application>>>,
+    by_number: Mutex<BTreeMap<u64, Arc<Application>>>,
+    /// Next number of an application.
+    numbers: AtomicU64,
     /// Next number of a session object.
     pub object_numbers: AtomicU64,
     /// Next number of an operation in parts.
@@ -292,6 +340,7 @@ pub struct Applications {
 pub struct Attached {
     applications: Arc<Applications>,
     application: Arc<Application>,
+    number: u64,
     /// Whether logins went on.
     pub resumed: bool,
 }
@@ -301,7 +350,8 @@ impl Applications {
     pub fn new(tickets: Tickets) -> Self {
         Self {
             tickets,
-            by_identity: Mutex::default(),
+            by_number: Mutex::default(),
+            numbers: AtomicU64::new(1),
             object_numbers: AtomicU64::new(1),
             operation_numbers: AtomicU64::new(1),
         }
@@ -312,25 +362,44 @@ impl Applications {
         self.tickets.instance
     }
 
-    /// Attaches a connection to its application, which begins if this is its first. `still_good` judges logins that a ticket of an
-    /// earlier run brings.
+    /// Attaches a connection to the application of this process that its ticket names; without one, or with one that names none, a new
+    /// application begins. `still_good` judges logins that a ticket of an earlier run brings.
     pub fn attach(
         self: &Arc<Self>,
         identity: Identity,
         ticket: &[u8],
+        allowances: Allowances,
         still_good: impl Fn(&TokenId, &Login) -> bool,
     ) -> Attached {
+        let opened = self.tickets.open(identity, ticket);
         let mut all = self.lock();
-        let known = all.get(&identity).cloned();
-        let is_known = known.is_some();
-        let application = known.unwrap_or_else(|| Arc::new(Application::new(identity)));
-        application.kept().connections += 1;
-        all.insert(identity, application.clone());
-        drop(all);
-        let mut attached = Attached { applications: self.clone(), application, resumed: false };
-        // An application that lives here is known by its process; its ticket adds nothing.
-        attached.resumed = !ticket.is_empty() && (is_known || attached.resume(ticket, still_good));
-        attached
+        let known = opened.as_ref().and_then(|opened| {
+            all.iter().find(|(_, living)| living.identity == identity && living.names.contains(&opened.name))
+        });
+        if let Some((number, application)) = known {
+            application.kept().connections += 1;
+            return self.attached(application.clone(), *number, true);
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let mut names = vec![Name { instance: self.instance(), number }];
+        // Of this run, it named an application that has ended: closing the last connection logs out, whatever tickets are about.
+        let earlier = opened.filter(|opened| opened.name.instance != self.instance());
+        names.extend(earlier.as_ref().map(|opened| opened.name));
+        let application = Arc::new(Application::new(identity, names, allowances));
+        application.kept().connections = 1;
+        all.insert(number, application.clone());
+        // Before others can join it.
+        let resumed = earlier.is_some();
+        for (token, login) in earlier.into_iter().flat_map(|opened| opened.logins) {
+            if still_good(&token, &login) {
+                application.log_in(token, login);
+            }
+        }
+        self.attached(application, number, resumed)
+    }
+
+    fn attached(self: &Arc<Self>, application: Arc<Application>, number: u64, resumed: bool) -> Attached {
+        Attached { applications: self.clone(), application, number, resumed }
     }
 
     /// Number of applications.
@@ -343,8 +412,8 @@ impl Applications {
         self.lock().values().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Identity, Arc<Application>>> {
-        self.by_identity.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Application>>> {
+        self.by_number.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -361,19 +430,8 @@ impl Attached {
 
     /// Whether a ticket is one of this application.
     pub fn owns(&self, ticket: &[u8]) -> bool {
-        self.applications.tickets.open(self.application.identity, ticket).is_some()
-    }
-
-    fn resume(&self, ticket: &[u8], still_good: impl Fn(&TokenId, &Login) -> bool) -> bool {
         let opened = self.applications.tickets.open(self.application.identity, ticket);
-        let Some(Opened { instance, logins }) = opened else { return false };
-        if instance == self.applications.instance() {
-            return false; // the application has ended in this run
-        }
-        for (token, login) in logins.into_iter().filter(|(token, login)| still_good(token, login)) {
-            self.application.log_in(token, login);
-        }
-        true
+        opened.is_some_and(|opened| self.application.names.contains(&opened.name))
     }
 }
 
@@ -383,7 +441,7 @@ impl Drop for Attached {
         let mut kept = self.application.kept();
         kept.connections = kept.connections.saturating_sub(1);
         if kept.connections == 0 {
-            all.remove(&self.application.identity);
+            all.remove(&self.number);
             *kept = Kept::default(); // wipes now, even if somebody still holds the application
         }
     }
@@ -401,19 +459,28 @@ mod tests {
         Arc::new(Applications::new(Tickets::new(None).unwrap()))
     }
 
+    fn allowances() -> Allowances {
+        let pot = || crate::app::quota::Pot::new("memory", 1 << 20, 1 << 20).of(1000);
+        Allowances { secrets: pot(), memory: pot() }
+    }
+
+    fn attach(all: &Arc<Applications>, identity: Identity, ticket: &[u8]) -> Attached {
+        all.attach(identity, ticket, allowances(), |_, _| true)
+    }
+
     #[test]
     fn an_application_ends_with_its_last_connection() {
         let all = applications();
-        let first = all.attach(PROCESS, &[], |_, _| true);
+        let first = attach(&all, PROCESS, &[]);
         first.application().log_in(TOKEN, USER);
-        let second = all.attach(PROCESS, &first.ticket(), |_, _| true);
+        let second = attach(&all, PROCESS, &first.ticket());
         assert!(second.resumed);
         drop(first);
         assert_eq!(second.application().login(&TOKEN), Some(LoginUser::User), "one connection is left");
         let ticket = second.ticket();
         drop(second);
         assert_eq!(all.count(), 0);
-        let again = all.attach(PROCESS, &ticket, |_, _| true);
+        let again = attach(&all, PROCESS, &ticket);
         assert!(!again.resumed, "a ticket of this run does not bring it back");
         assert_eq!(again.application().login(&TOKEN), None);
     }
@@ -422,37 +489,75 @@ mod tests {
     fn logins_go_on_in_the_next_run_of_the_agent() {
         let key = || mayfly_secmem::Secret::new_with(|bytes| bytes.fill(9)).unwrap();
         let run = || Arc::new(Applications::new(Tickets::new(Some(key())).unwrap()));
-        let before = run().attach(PROCESS, &[], |_, _| true);
+        let before = attach(&run(), PROCESS, &[]);
         before.application().log_in(TOKEN, USER);
         let ticket = before.ticket();
         let after = run();
-        let resumed = after.attach(PROCESS, &ticket, |token, login| (*token, *login) == (TOKEN, USER));
+        let resumed = after.attach(PROCESS, &ticket, allowances(), |token, login| (*token, *login) == (TOKEN, USER));
         assert!(resumed.resumed);
         assert_eq!(resumed.application().login(&TOKEN), Some(LoginUser::User));
-        drop(resumed);
-        let pin_changed = after.attach(PROCESS, &ticket, |_, _| false);
+        let second = attach(&after, PROCESS, &ticket);
+        assert!(Arc::ptr_eq(second.application(), resumed.application()), "two connections, one application");
+        assert!(second.owns(&resumed.ticket()) && resumed.owns(&ticket));
+        drop((resumed, second));
+        let pin_changed = after.attach(PROCESS, &ticket, allowances(), |_, _| false);
         assert_eq!(pin_changed.application().login(&TOKEN), None);
-        let thief = after.attach(Identity { pid: 78, ..PROCESS }, &ticket, |_, _| true);
+        let thief = attach(&after, Identity { pid: 78, ..PROCESS }, &ticket);
         assert!(!thief.resumed);
         assert_eq!(thief.application().login(&TOKEN), None);
     }
 
     #[test]
+    fn a_hello_without_ticket_starts_over() {
+        let all = applications();
+        let before = attach(&all, PROCESS, &[]);
+        before.application().log_in(TOKEN, USER);
+        // The process has become another program by exec, or has finalised the module, while a connection of before is still at work.
+        for ticket in [&[][..], b"nonsense"] {
+            let after = attach(&all, PROCESS, ticket);
+            assert!(!after.resumed && !after.owns(&before.ticket()) && !before.owns(&after.ticket()));
+            assert_eq!(after.application().login(&TOKEN), None, "logins are not inherited");
+        }
+        assert_eq!((all.count(), before.application().login(&TOKEN)), (1, Some(LoginUser::User)));
+    }
+
+    #[test]
+    fn what_is_kept_is_counted_and_given_back() {
+        let (all, pots) =
+            (applications(), [1 << 13, 1 << 10].map(|max| crate::app::quota::Pot::new("memory", max, max)));
+        let allowances = || Allowances { memory: pots[0].of(1000), secrets: pots[1].of(1000) };
+        let secret = || Some(Arc::new(mayfly_secmem::SecretBytes::new_with(32, |bytes| bytes.fill(1)).unwrap()));
+        let object = |secret| SessionObject { secret, ..SessionObject::for_test(TOKEN, 1, false) };
+        for _ in 0..2 {
+            let one = all.attach(PROCESS, &[], allowances(), |_, _| true);
+            let keep = |secret| one.application().keep_object(object(secret), &all.object_numbers);
+            let handles: Vec<_> = (0..4).map(|_| keep(secret()).unwrap()).collect();
+            assert_eq!(keep(secret()).unwrap_err().code, CKR_DEVICE_MEMORY, "no secret memory is left to this user");
+            keep(None).unwrap();
+            let mut larger = object(None);
+            larger.attributes.push(mayfly_protocol::record::Attribute { kind: 3, value: vec![0; 8192] });
+            assert!(one.application().replace_object(handles[0], larger).is_err(), "growing is counted too");
+            one.application().drop_object(handles[0]);
+            keep(secret()).unwrap();
+        }
+    }
+
+    #[test]
     fn processes_are_told_apart() {
         let all = applications();
-        let one = all.attach(PROCESS, &[], |_, _| true);
+        let one = attach(&all, PROCESS, &[]);
         one.application().log_in(TOKEN, USER);
         for other in
             [Identity { uid: 1001, ..PROCESS }, Identity { pid: 78, ..PROCESS }, Identity { start: 124, ..PROCESS }]
         {
-            assert_eq!(all.attach(other, &[], |_, _| true).application().login(&TOKEN), None, "{other:?}");
+            assert_eq!(attach(&all, other, &[]).application().login(&TOKEN), None, "{other:?}");
         }
     }
 
     #[test]
     fn logging_out_ends_what_it_must() {
         let all = applications();
-        let one = all.attach(PROCESS, &[], |_, _| true);
+        let one = attach(&all, PROCESS, &[]);
         let application = one.application();
         application.log_in(TOKEN, USER);
         for (session, private) in [(1, true), (1, false), (2, true)] {
@@ -472,10 +577,16 @@ mod tests {
     #[test]
     fn context_logins_are_used_once() {
         let all = applications();
-        let one = all.attach(PROCESS, &[], |_, _| true);
-        one.application().allow_once(5);
-        assert!(!one.application().take_allowed_once(6));
-        assert!(one.application().take_allowed_once(5));
-        assert!(!one.application().take_allowed_once(5));
+        let one = attach(&all, PROCESS, &[]);
+        let application = one.application();
+        application.allow_once(TOKEN, 5);
+        assert!(!application.take_allowed_once(TOKEN, 6));
+        assert!(!application.take_allowed_once(TokenId([2; 32]), 5), "the PIN of another token");
+        assert!(application.take_allowed_once(TOKEN, 5));
+        assert!(!application.take_allowed_once(TOKEN, 5));
+        application.log_in(TOKEN, USER);
+        application.allow_once(TOKEN, 5);
+        application.log_out(&TOKEN);
+        assert!(!application.take_allowed_once(TOKEN, 5), "it ends with the login");
     }
 }

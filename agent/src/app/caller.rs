@@ -73,6 +73,22 @@ impl Glance {
         }
     }
 
+    /// Refuses what only somebody who is logged in may do, as whichever user.
+    ///
+    /// # Errors
+    /// CKR_USER_NOT_LOGGED_IN.
+    pub fn need_login(&self) -> Done<()> {
+        if self.login.is_some() {
+            Ok(())
+        } else {
+            Err(Fail::ruled(
+                CKR_USER_NOT_LOGGED_IN,
+                "login",
+                "what lies in a token is changed by its logged-in users only",
+            ))
+        }
+    }
+
     /// Refuses changes where this device may make none.
     ///
     /// # Errors
@@ -98,14 +114,16 @@ pub struct Caller<'a> {
     pub app: &'a App,
     /// The user.
     pub principal: Principal,
+    /// [`super::principal::Peer::account`].
+    pub account: u32,
     attached: Attached,
     newest: Option<Arc<Glance>>,
 }
 
 impl<'a> Caller<'a> {
     /// A caller that has said hello.
-    pub fn new(app: &'a App, principal: Principal, attached: Attached) -> Self {
-        Self { app, principal, attached, newest: None }
+    pub fn new(app: &'a App, principal: Principal, account: u32, attached: Attached) -> Self {
+        Self { app, principal, account, attached, newest: None }
     }
 
     /// Its application.
@@ -237,7 +255,7 @@ impl<'a> Caller<'a> {
         if !view.allows_mechanism(mechanism) {
             return Err(Fail::new(CKR_MECHANISM_INVALID, "the key's CKA_ALLOWED_MECHANISMS do not name the mechanism"));
         }
-        if view.flag(CKA_ALWAYS_AUTHENTICATE) && !self.application().take_allowed_once(session) {
+        if view.flag(CKA_ALWAYS_AUTHENTICATE) && !self.application().take_allowed_once(glance.token, session) {
             let reason = "the key wants the PIN before each use (CKA_ALWAYS_AUTHENTICATE)";
             return Err(Fail::ruled(CKR_USER_NOT_LOGGED_IN, "login", reason));
         }

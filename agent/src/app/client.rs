@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mayfly_wire::{Data, PROTOCOL_VERSION, Request, ResponseFlags, SharedBuffer, Ticket, request};
 
 use super::App;
-use super::applications::{Identity, Login, LoginUser};
+use super::applications::{Allowances, Identity, Login, LoginUser};
 use super::caller::{Caller, Glance};
 use super::ck::*;
 use super::cpu::Follow;
@@ -47,7 +47,8 @@ pub struct Envelope<'f> {
 impl<'a> Client<'a> {
     /// A connection whose other end the kernel has named.
     pub fn new(app: &'a App, peer: Peer) -> Self {
-        Self { app, peer, caller: None, io: Io::default(), follow: Follow::default() }
+        let io = Io::new(app.memory.of(peer.account));
+        Self { app, peer, caller: None, io, follow: Follow::default() }
     }
 
     /// The user at the other end.
@@ -65,10 +66,11 @@ impl<'a> Client<'a> {
 
     /// Serves one request. Never panics on what it says.
     pub fn serve(&mut self, envelope: Envelope<'_>, request: &Request<'_>) -> (Done<Reply>, Head) {
-        self.io.settle(data_of(request).into_iter().flatten());
+        let data = data_of(request).into_iter().flatten();
+        self.io.settle(data.clone());
         let mut head = Head { request_id: envelope.request_id, ..Head::default() };
         let outcome = self.dispatch(envelope, request, &mut head);
-        self.io.consumed();
+        self.io.consumed(data);
         if let Err(fail) = &outcome {
             self.note(request, fail);
         }
@@ -127,9 +129,11 @@ impl<'a> Client<'a> {
             });
             pin.is_some_and(|verifier| Login::new(login.user, verifier) == *login)
         };
-        let attached = self.app.applications.attach(Identity { uid, pid, start }, ticket.0, still_good);
+        let account = self.peer.account;
+        let allowances = Allowances { secrets: self.app.secrets.of(account), memory: self.app.memory.of(account) };
+        let attached = self.app.applications.attach(Identity { uid, pid, start }, ticket.0, allowances, still_good);
         let (resumed, ticket) = (attached.resumed, attached.ticket());
-        self.caller = Some(Caller::new(self.app, principal, attached));
+        self.caller = Some(Caller::new(self.app, principal, account, attached));
         let instance = self.app.applications.instance();
         Ok(Reply::Hello { version: PROTOCOL_VERSION, resumed, instance, ticket })
     }
@@ -326,12 +330,11 @@ fn without_token(caller: &Caller<'_>, io: &mut Io, request: &Request<'_>) -> Opt
 }
 
 fn large_buffer(io: &mut Io, size: u64) -> Done<Reply> {
-    let buffer = SharedBuffer::create(size).map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidInput => Fail::new(CKR_DATA_LEN_RANGE, "a shared buffer has at most 64 MiB"),
-        _ => Fail::ruled(CKR_DEVICE_MEMORY, "shared-buffer", format!("no memory for a shared buffer: {error}")),
-    })?;
-    let size = buffer.size();
-    io.shared = Some(buffer);
+    let too_large = || Fail::new(CKR_DATA_LEN_RANGE, "a shared buffer has at most 64 MiB");
+    let size = mayfly_wire::shared::size_class(size).ok_or_else(too_large)?;
+    let none =
+        |error| Fail::ruled(CKR_DEVICE_MEMORY, "shared-buffer", format!("no memory for a shared buffer: {error}"));
+    io.share(size, || SharedBuffer::create(size).map_err(none))?;
     Ok(Reply::LargeBuffer(size))
 }
 

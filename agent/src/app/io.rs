@@ -7,35 +7,42 @@ use zeroize::Zeroize;
 
 use super::ck::{CKR_ARGUMENTS_BAD, CKR_BUFFER_TOO_SMALL, CKR_DATA_LEN_RANGE, CKR_DEVICE_ERROR, CKR_DEVICE_MEMORY};
 use super::fail::{Done, Fail};
+use super::quota::{Allowance, Held};
 use super::reply::Reply;
 
 /// Working memory that a connection keeps between requests; what grew beyond is given back.
 pub const KEPT_BYTES_MAX: usize = 256 << 10;
 
 /// Where one connection's operations find and leave their data.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Io {
-    /// The shared buffer, if the application asked for one.
-    pub shared: Option<SharedBuffer>,
-    /// Parts of it that the last operation read.
-    read: Vec<Range<u64>>,
+    shared: Option<SharedBuffer>,
     /// Parts of it that the last operation wrote.
     written: Vec<Range<u64>>,
     input: Working,
     output: Working,
+    allowance: Allowance,
+    shared_held: Option<Held>,
 }
 
 /// Memory that is zero beyond what the last operation used.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Working {
     memory: Vec<u8>,
     used: usize,
+    allowance: Allowance,
+    held: Option<Held>,
 }
 
 impl Working {
+    fn new(allowance: Allowance) -> Self {
+        Self { memory: Vec::new(), used: 0, allowance, held: None }
+    }
+
     fn room(&mut self, bytes: usize) -> Done<&mut [u8]> {
         if self.memory.len() < bytes {
-            self.memory.zeroize();
+            self.give_back();
+            self.held = Some(self.allowance.take(bytes)?);
             let none = |_| Fail::new(CKR_DEVICE_MEMORY, "no memory for the data");
             self.memory.try_reserve_exact(bytes).map_err(none)?;
             self.memory.resize(bytes, 0);
@@ -52,18 +59,61 @@ impl Working {
         let used = std::mem::take(&mut self.used);
         mayfly_secmem::wipe(self.memory.get_mut(..used).unwrap_or_default());
         if self.memory.len() > KEPT_BYTES_MAX {
-            self.memory = Vec::new();
+            self.give_back();
         }
+    }
+
+    fn give_back(&mut self) {
+        self.memory.zeroize();
+        self.memory = Vec::new();
+        self.held = None;
     }
 }
 
 impl Io {
+    /// Without a shared buffer, with what the user may take of memory.
+    pub fn new(allowance: Allowance) -> Self {
+        Self {
+            shared: None,
+            written: Vec::new(),
+            input: Working::new(allowance.clone()),
+            output: Working::new(allowance.clone()),
+            allowance,
+            shared_held: None,
+        }
+    }
+
+    /// The shared buffer, if the application asked for one.
+    pub fn shared(&self) -> Option<&SharedBuffer> {
+        self.shared.as_ref()
+    }
+
+    /// Puts a new shared buffer of so many bytes in the place of the one that there was.
+    ///
+    /// # Errors
+    /// CKR_DEVICE_MEMORY; then there is none.
+    pub fn share(&mut self, bytes: u64, make: impl FnOnce() -> Done<SharedBuffer>) -> Done<()> {
+        self.unshare();
+        self.shared_held = Some(self.allowance.take(usize::try_from(bytes).unwrap_or(usize::MAX))?);
+        self.shared = Some(make()?);
+        Ok(())
+    }
+
+    /// Lets go of the shared buffer, empty: its memory is the agent's, and the application may keep the descriptor for ever.
+    fn unshare(&mut self) {
+        self.settle(std::iter::empty());
+        if let Some(shared) = self.shared.take() {
+            let _ = shared.discard(); // where the kernel cannot, the pages go with the last descriptor
+        }
+        self.shared_held = None;
+    }
+
     /// The bytes of `data`, copied out of the shared buffer if they lie there.
     ///
     /// # Errors
     /// CKR_DATA_LEN_RANGE beyond the limit, CKR_ARGUMENTS_BAD outside the buffer.
     pub fn take<'d>(&'d mut self, data: &Data<'d>) -> Done<(&'d [u8], Output<'d>)> {
-        let Self { shared, read, written, input, output } = self;
+        let Self { shared, written, input, output, .. } = self;
         let bytes = match data {
             Data::Inline(bytes) => bytes.0,
             Data::Shared { offset, length } => {
@@ -72,7 +122,6 @@ impl Io {
                 let length = length.ok_or_else(|| Fail::new(CKR_DATA_LEN_RANGE, "data is longer than 64 MiB"))?;
                 let input = input.room(length)?;
                 buffer.read(*offset, input).map_err(broken)?;
-                read.push(*offset..*offset + length as u64);
                 input
             }
         };
@@ -107,16 +156,17 @@ impl Io {
         }
     }
 
-    /// Wipes what the last operation read from the shared buffer; before it is answered.
-    pub fn consumed(&mut self) {
-        let read = std::mem::take(&mut self.read);
-        let written = self.written.clone();
-        let outside = |range: &Range<u64>| {
-            written.iter().fold(vec![range.clone()], |rest, output| {
+    /// Wipes the data of a request in the shared buffer, but for what its output has overwritten; before it is answered, and whatever the
+    /// answer.
+    pub fn consumed<'r>(&mut self, data: impl Iterator<Item = Data<'r>>) {
+        for data in data {
+            let Data::Shared { offset, length } = data else { continue };
+            let whole = offset..offset.saturating_add(length);
+            let rest = self.written.iter().fold(vec![whole], |rest, output| {
                 rest.into_iter().flat_map(|range| without(range, output.clone())).collect()
-            })
-        };
-        read.iter().for_each(|range| self.wipe_shared(&outside(range)));
+            });
+            self.wipe_shared(&rest);
+        }
     }
 
     /// Wipes working memory; after the answer was sent.
@@ -128,7 +178,7 @@ impl Io {
     fn wipe_shared(&self, ranges: &[Range<u64>]) {
         let Some(shared) = &self.shared else { return };
         for range in ranges.iter().filter(|range| !range.is_empty()) {
-            // A memory file takes writes inside its size; there is nobody to tell if it did not.
+            // A memory file takes writes inside its size; outside of it nothing was read.
             let _ = shared.wipe(range.start, range.end - range.start);
         }
     }
@@ -141,8 +191,7 @@ impl Io {
 
 impl Drop for Io {
     fn drop(&mut self) {
-        self.consumed();
-        self.settle(std::iter::empty());
+        self.unshare();
         self.wipe();
     }
 }
@@ -212,11 +261,43 @@ fn broken(error: std::io::Error) -> Fail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
+
+    fn without_buffer() -> Io {
+        Io::new(crate::app::quota::Pot::new("memory", 1 << 20, 1 << 20).of(1000))
+    }
 
     fn with_buffer() -> Io {
-        let mut io = Io::default();
-        io.shared = Some(SharedBuffer::create(100).unwrap());
+        let mut io = without_buffer();
+        io.share(327_680, || Ok(SharedBuffer::create(100).unwrap())).unwrap();
         io
+    }
+
+    #[test]
+    fn memory_is_counted_and_given_back() {
+        let pot = crate::app::quota::Pot::new("memory", 1 << 20, 1 << 20);
+        let mut io = Io::new(pot.of(1000));
+        io.share(600 << 10, || Ok(SharedBuffer::create(600 << 10).unwrap())).unwrap();
+        assert_eq!(io.input.room(500 << 10).unwrap_err().code, CKR_DEVICE_MEMORY);
+        io.input.room(300 << 10).unwrap();
+        assert!(io.share(900 << 10, || unreachable!()).is_err(), "a larger one does not fit");
+        assert!(io.shared().is_none());
+        io.wipe();
+        io.share(1 << 20, || Ok(SharedBuffer::create(1 << 20).unwrap())).unwrap();
+        drop(io);
+        pot.of(1000).take(1 << 20).unwrap();
+    }
+
+    #[test]
+    fn a_buffer_that_is_let_go_of_is_empty() {
+        let io = with_buffer();
+        let kept = io.shared().unwrap().as_fd().try_clone_to_owned().unwrap();
+        let kept = SharedBuffer::accept(kept, io.shared().unwrap().size()).unwrap();
+        kept.write(1000, b"plaintext").unwrap();
+        drop(io);
+        let mut bytes = [1; 9];
+        kept.read(1000, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 9]);
     }
 
     #[test]
@@ -232,7 +313,7 @@ mod tests {
             let taken = io.take(&Data::Shared { offset, length }).map(|_| ()).map_err(|fail| fail.code);
             assert_eq!(taken.err(), code, "{offset} {length}");
         }
-        let none = Io::default().take(&Data::Shared { offset: 0, length: 1 }).map(|_| ()).unwrap_err();
+        let none = without_buffer().take(&Data::Shared { offset: 0, length: 1 }).map(|_| ()).unwrap_err();
         assert_eq!(none.code, CKR_ARGUMENTS_BAD, "no buffer");
     }
 
@@ -262,11 +343,13 @@ mod tests {
             bytes
         };
         io.shared.as_ref().unwrap().write(0, b"plaintxt").unwrap();
-        let (input, mut output) = io.take(&Data::Shared { offset: 0, length: 8 }).unwrap();
+        let data = Data::Shared { offset: 0, length: 8 };
+        let (input, mut output) = io.take(&data).unwrap();
         assert_eq!(input, b"plaintxt");
         output.room(3).unwrap().copy_from_slice(b"out");
         output.deliver(3, &Place::Shared { offset: 2, max: 3 }).unwrap();
-        io.consumed();
+        let outside = Data::Shared { offset: u64::MAX, length: 3 };
+        io.consumed([data, outside, Data::inline(b"x")].into_iter());
         assert_eq!(&read(&io), b"\0\0out\0\0\0");
         io.shared.as_ref().unwrap().write(0, b"new!").unwrap();
         io.settle([Data::Shared { offset: 0, length: 4 }, Data::inline(b"x")].into_iter());

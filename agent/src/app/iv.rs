@@ -102,14 +102,20 @@ pub fn make(caller: &Caller<'_>, glance: Option<&Glance>, io: &mut Io, ask: &req
 /// the agent are free: the command line has none.
 fn may_use_by_name(caller: &Caller<'_>, key: &KeyState) -> Done<()> {
     let view = View::Key(key);
-    let mut allow = caller.may_use(&view);
-    if allow.is_ok() && view.is_private() && !caller.principal.manages() {
-        let login = caller.application().login(&key.record.token);
-        if login != Some(LoginUser::User) {
-            allow = Err(Fail::ruled(CKR_USER_NOT_LOGGED_IN, "login", "the key is private: log in to its token first"));
-        }
+    caller.may_use(&view)?;
+    if caller.principal.manages() {
+        return Ok(());
     }
-    allow
+    let login = caller.application().login(&key.record.token);
+    if view.is_private() && login != Some(LoginUser::User) {
+        return Err(Fail::ruled(CKR_USER_NOT_LOGGED_IN, "login", "the key is private: log in to its token first"));
+    }
+    if view.flag(CKA_ALWAYS_AUTHENTICATE) {
+        let reason =
+            "the key wants the PIN before each use (CKA_ALWAYS_AUTHENTICATE), which asking by name cannot give";
+        return Err(Fail::ruled(CKR_USER_NOT_LOGGED_IN, "login", reason));
+    }
+    Ok(())
 }
 
 fn by_handle(caller: &Caller<'_>, glance: &Glance, handle: u64) -> Done<KeyState> {

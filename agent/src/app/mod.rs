@@ -13,6 +13,7 @@
 //! | [`server`], [`client`] | connections and their bounds; one connection's requests |
 //! | [`principal`], [`applications`], [`ticket`], [`caller`] | users; processes; what they carry along; what they may see now |
 //! | [`tokens`], [`pins`], [`throttle`] | logins; PINs against verifiers; the price of wrong ones |
+//! | [`quota`] | what one user's applications may hold in memory |
 //! | [`objects`] | templates, attributes, the catalogue of each token |
 //! | [`operations`], [`streams`], [`mechanisms`], [`iv`], [`io`], [`cpu`] | using keys |
 //! | [`manage`], [`why`] | the command line's questions |
@@ -40,6 +41,7 @@ pub mod objects;
 pub mod operations;
 pub mod pins;
 pub mod principal;
+pub mod quota;
 pub mod reply;
 pub mod server;
 pub mod settings;
@@ -66,6 +68,10 @@ pub struct App {
     pub applications: Arc<applications::Applications>,
     /// What lies in the tokens.
     pub catalogues: objects::catalogue::Catalogues,
+    /// Secret memory that applications hold.
+    pub secrets: Arc<quota::Pot>,
+    /// Ordinary memory that applications hold.
+    pub memory: Arc<quota::Pot>,
     /// Wrong PINs.
     pub throttle: throttle::Gate,
     /// Last refusals.
@@ -92,7 +98,10 @@ impl App {
         settings: Settings,
         ticket_key: Option<Secret<32>>,
     ) -> Result<Self, RandomError> {
+        let (user, all) = (settings.connections.memory_per_user_mib_max, settings.connections.memory_all_mib_max);
         Ok(Self {
+            secrets: quota::Pot::new("secret memory", quota::SECRET_PER_USER_MAX, quota::SECRET_ALL_MAX),
+            memory: quota::Pot::new("memory", user.saturating_mul(1 << 20), all.saturating_mul(1 << 20)),
             keys,
             settings,
             applications: Arc::new(applications::Applications::new(ticket::Tickets::new(ticket_key)?)),

@@ -80,6 +80,14 @@ impl Material {
         }
     }
 
+    /// Bytes of secret memory that stay in use as long as this does.
+    pub fn secret_bytes(&self) -> usize {
+        match self {
+            Self::Session { bytes, .. } => bytes.len(),
+            Self::Ledger { .. } | Self::Public { .. } => 0,
+        }
+    }
+
     /// Whether no other host is asked, as far as can be told before.
     pub fn is_local(&self) -> bool {
         match self {

@@ -30,6 +30,9 @@ pub struct Peer {
     pub start: u64,
     /// Supplementary groups of the process.
     pub groups: Vec<u32>,
+    /// To whose account connections, memory and wrong PINs are put: the user, or the owner of the range where `uid` is a subordinate one
+    /// (`subuid(5)`). Else whoever has such a range would be 65,536 users.
+    pub account: u32,
 }
 
 /// Why a peer cannot be identified.
@@ -69,7 +72,7 @@ impl Peer {
         if handle.is_some_and(|handle| has_ended(&handle)) || start_time(pid) != Some(start) {
             return Err(PeerError::Gone(pid));
         }
-        Ok(Self { uid, gid, pid, start, groups })
+        Ok(Self { uid, gid, pid, start, groups, account: Accounts::load().owner(uid) })
     }
 }
 
@@ -110,15 +113,38 @@ fn read_bounded(path: &str) -> Option<String> {
 pub struct Accounts {
     users: Vec<(String, u32, u32)>,
     groups: Vec<(String, u32, Vec<String>)>,
+    /// Ranges of `subuid(5)`: owner, first, number.
+    subordinate: Vec<(u32, u32, u32)>,
     overflow_uid: u32,
 }
 
 impl Accounts {
-    /// Reads `/etc/passwd`, `/etc/group` and the kernel's overflow uid. A file that cannot be read counts as empty: fewer names match.
+    /// Reads `/etc/passwd`, `/etc/group`, `/etc/subuid` and the kernel's overflow uid. A file that cannot be read counts as empty: fewer names match.
     pub fn load() -> Self {
         let overflow = read_bounded("/proc/sys/kernel/overflowuid").and_then(|text| text.trim().parse().ok());
         let file = |path| read_bounded(path).unwrap_or_default();
-        Self::parse(&file("/etc/passwd"), &file("/etc/group"), overflow.unwrap_or(OVERFLOW_UID))
+        let accounts = Self::parse(&file("/etc/passwd"), &file("/etc/group"), overflow.unwrap_or(OVERFLOW_UID));
+        accounts.with_subordinate(&file("/etc/subuid"))
+    }
+
+    /// Adds the ranges of a `subuid(5)` text: `owner:first:number`, the owner by name or number.
+    fn with_subordinate(mut self, subuid: &str) -> Self {
+        let range = |line: &str| {
+            let mut fields = line.split(':');
+            let owner = fields.next()?;
+            let named = self.users.iter().find(|(name, ..)| name == owner).map(|(_, uid, _)| *uid);
+            Some((named.or_else(|| owner.parse().ok())?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+        };
+        self.subordinate = subuid.lines().filter_map(range).collect();
+        self
+    }
+
+    /// The user himself, or whose subordinate user he is. Somebody with an entry of his own is nobody's.
+    pub fn owner(&self, uid: u32) -> u32 {
+        let has_entry = self.users.iter().any(|(_, own, _)| *own == uid);
+        let holds = |(_, first, count): &&(u32, u32, u32)| uid.checked_sub(*first).is_some_and(|at| at < *count);
+        let owner = self.subordinate.iter().find(holds).map(|(owner, ..)| *owner);
+        owner.filter(|_| !has_entry).unwrap_or(uid)
     }
 
     /// Reads the text of `passwd(5)` and `group(5)`. Lines that are not of their form are passed over.
@@ -138,6 +164,7 @@ impl Accounts {
         Self {
             users: passwd.lines().filter_map(user).collect(),
             groups: group.lines().filter_map(one_group).collect(),
+            subordinate: Vec::new(),
             overflow_uid,
         }
     }
@@ -206,9 +233,9 @@ impl Principal {
         self.root || self.agent
     }
 
-    /// The rule that lets exactly this user use what he makes.
+    /// The rule that lets exactly this user use what he makes. Of somebody without a name it matches nobody.
     pub fn own_rule(&self) -> String {
-        format!("user={}", self.name())
+        format!("user={}", self.users.first().map_or("", String::as_str))
     }
 
     /// A name for people.
@@ -226,7 +253,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww-data:x:33:\nalice:x:1000:\nsigners:x:2000:bob,alice\nextra:x:3000:\nbroken:x:\nnogroup:x:65534:\n";
 
     fn principal(uid: u32, gid: u32, groups: &[u32]) -> Principal {
-        let peer = Peer { uid, gid, pid: 1, start: 1, groups: groups.to_vec() };
+        let peer = Peer { uid, gid, pid: 1, start: 1, groups: groups.to_vec(), account: uid };
         Principal::resolve(&peer, &Accounts::parse(PASSWD, GROUP, 65_534), 999)
     }
 
@@ -280,6 +307,27 @@ mod tests {
         }
         assert_eq!(principal(1000, 1000, &[]).own_rule(), "user=alice");
         assert_eq!(principal(4242, 1, &[]).own_rule(), "user=4242");
+        assert_eq!(principal(4711, 1, &[]).own_rule(), "user=", "his number is the name of another");
+    }
+
+    #[test]
+    fn subordinate_users_are_their_owners() {
+        let accounts = Accounts::parse(PASSWD, GROUP, 65_534)
+            .with_subordinate("alice:100000:65536\n33:200000:10\nunknown:300000:5\nalice:1000:5\nbad\n7:1\n:1:1\n");
+        for (uid, owner) in [
+            (99_999, 99_999),
+            (100_000, 1000),
+            (165_535, 1000),
+            (165_536, 165_536),
+            (200_009, 33),
+            (300_000, 300_000),
+            (1000, 1000),
+            (1001, 1000),
+            (0, 0),
+            (u32::MAX, u32::MAX),
+        ] {
+            assert_eq!(accounts.owner(uid), owner, "uid {uid}");
+        }
     }
 
     #[test]

@@ -211,7 +211,13 @@ fn encode(
     frame: &mut FrameBuf,
     send: impl FnOnce(&[u8]) -> std::io::Result<()>,
 ) -> Result<(), FrameError> {
-    let bytes = frame.response(head.request_id, head.object_version, head.flags, answer)?;
+    let bytes = match frame.response(head.request_id, head.object_version, head.flags, answer) {
+        Err(FrameError::TooLong(_)) => {
+            let refusal = Refusal::new(CKR_DEVICE_MEMORY, "the answer is longer than a frame; ask for less at once");
+            frame.response(head.request_id, head.object_version, head.flags, &Response::Refused(refusal))?
+        }
+        other => other?,
+    };
     Ok(send(bytes)?)
 }
 

@@ -29,6 +29,8 @@ pub const SECRET_FRAME_BYTES: usize = 4096;
 pub const SPILL_KEPT_BYTES_MAX: usize = 64 << 10;
 /// Stack of a connection's thread, bytes: operations call holders from it.
 const STACK_BYTES: usize = 512 << 10;
+/// One connection in so many is kept free for root, who must be able to ask what is wrong when users have taken all others.
+const KEPT_FOR_ROOT: usize = 64;
 /// Descriptors that the agent needs beside those of connections: peers, files, shared buffers.
 const DESCRIPTORS_ELSE: usize = 4096;
 /// How often the accepting thread looks whether it shall end.
@@ -129,7 +131,7 @@ fn admit(app: &Arc<App>, open: &Arc<Open>, stream: UnixStream, patience: Patienc
         Err(error) => return tracing::warn!(%error, "an application was not served"),
     };
     let (uid, pid) = (peer.uid, peer.pid);
-    let Some(place) = open.take(Arc::new(stream), uid) else {
+    let Some(place) = open.take(Arc::new(stream), peer.account) else {
         return tracing::warn!(uid, pid, "an application was not served: too many connections are open");
     };
     let app = app.clone();
@@ -211,7 +213,7 @@ fn answer(
     frame: &mut FrameBuf,
     stream: &UnixStream,
 ) -> Result<(), FrameError> {
-    let buffer = client.io.shared.as_ref().filter(|_| matches!(outcome, Ok(Reply::LargeBuffer(_))));
+    let buffer = client.io.shared().filter(|_| matches!(outcome, Ok(Reply::LargeBuffer(_))));
     reply::send(outcome, client.io.output(), head, frame, |bytes| match buffer {
         Some(buffer) => shared::write_frame_with_buffer(stream, bytes, buffer),
         None => write_frame(stream, bytes),
@@ -310,14 +312,19 @@ impl Open {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(self: &Arc<Self>, stream: Arc<UnixStream>, uid: u32) -> Option<Place> {
+    fn take(self: &Arc<Self>, stream: Arc<UnixStream>, account: u32) -> Option<Place> {
         let mut streams = self.lock();
-        let own = streams.values().filter(|(owner, _)| *owner == uid).count();
-        if streams.len() >= self.bounds.all_max || (uid != 0 && own >= self.bounds.per_user_max) {
+        let own = streams.values().filter(|(owner, _)| *owner == account).count();
+        let all_max = self.bounds.all_max;
+        let is_full = match account {
+            0 => streams.len() >= all_max,
+            _ => streams.len() >= all_max - all_max / KEPT_FOR_ROOT || own >= self.bounds.per_user_max,
+        };
+        if is_full {
             return None;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        streams.insert(number, (uid, stream.clone()));
+        streams.insert(number, (account, stream.clone()));
         Some(Place { open: self.clone(), number, stream })
     }
 

@@ -138,20 +138,25 @@ fn what_holds_a_secret_must_fit_secret_memory() {
 
 #[test]
 fn connections_are_bounded() {
-    let connections = Connections { all_max: 3, per_user_max: 3 };
+    let connections = Connections { all_max: 3, per_user_max: 3, ..Connections::default() };
     let served = Served::with(true, Settings { connections, ..Settings::default() }, Patience::default());
     let mut open: Vec<_> = (0..3).map(|_| served.client()).collect();
     assert!(is_ended(served.raw()), "one too many");
     open.pop();
     std::thread::sleep(Duration::from_millis(50));
     still_serves(&served);
-    let open = Open::new(Connections { all_max: 10, per_user_max: 2 });
+    let open = Open::new(Connections { all_max: 10, per_user_max: 2, ..Connections::default() });
     let (open, stream) = (Arc::new(open), || Arc::new(UnixStream::pair().unwrap().0));
     let places: Vec<_> = (0..3).map(|_| open.take(stream(), 1000)).collect();
     assert_eq!(places.iter().map(Option::is_some).collect::<Vec<_>>(), [true, true, false]);
     assert!(open.take(stream(), 1001).is_some() && open.take(stream(), 0).is_some(), "others are untouched");
     drop(places);
     assert!(open.take(stream(), 1000).is_some());
+    let open = Arc::new(Open::new(Connections { all_max: 64, per_user_max: 64, ..Connections::default() }));
+    let _users: Vec<_> = (0..63).map(|_| open.take(stream(), 1000).unwrap()).collect();
+    assert!(open.take(stream(), 1001).is_none(), "the last one is root's");
+    let _root = open.take(stream(), 0).unwrap();
+    assert!(open.take(stream(), 0).is_none());
 }
 
 #[test]

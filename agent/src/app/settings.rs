@@ -36,13 +36,17 @@ pub struct Settings {
 pub struct Connections {
     /// Most connections at the same time. Each costs a thread and 4 KiB of secret memory.
     pub all_max: usize,
-    /// Most connections of one user (root excepted).
+    /// Most connections of one user (root excepted, for whom some are kept free). A connection may have a frame of 1 MiB under way.
     pub per_user_max: usize,
+    /// Most memory for the data, operations and session objects of one user's applications, MiB. Data of 64 MiB at once takes 192.
+    pub memory_per_user_mib_max: usize,
+    /// The same for all users together, MiB.
+    pub memory_all_mib_max: usize,
 }
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { all_max: 4096, per_user_max: 2048 }
+        Self { all_max: 4096, per_user_max: 1024, memory_per_user_mib_max: 512, memory_all_mib_max: 2048 }
     }
 }
 

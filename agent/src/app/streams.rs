@@ -4,25 +4,31 @@
 //! CTR, and hash-then-sign let go of it and get it again with the next part, while GCM encryption and HMAC, whose state is as good as the
 //! key, are over. Each part is judged by the ledger as it is then. Keys of sessions are in secret memory anyway and stay.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use mayfly_engine::Stream;
 use mayfly_protocol::rules::{ReleaseQuery, Use};
 use mayfly_protocol::{State, TokenId};
-use mayfly_wire::{Kind, Place, request};
+use mayfly_wire::{Kind, Parameters, Place, request};
 use zeroize::Zeroizing;
 
+use super::applications::LoginUser;
 use super::caller::{Caller, Glance};
 use super::ck::*;
 use super::fail::{Done, Fail};
 use super::io::{Io, Output, check_room};
 use super::mechanisms;
 use super::operations::{self, Material};
+use super::quota::Held;
 use super::reply::Reply;
 
 /// How long an operation in parts holds a key of the ledger after its last part.
 pub const HOLD: Duration = Duration::from_secs(5);
+/// What an operation counts for beside its parameters and what it collects, bytes.
+const OPERATION_BYTES: usize = 2048;
+/// Secret memory of its chaining state and its copy of the key, bytes.
+const SECRET_STATE_BYTES: usize = 256;
 
 /// An operation under way.
 #[derive(Debug)]
@@ -38,12 +44,17 @@ pub struct Operation {
     stream: Stream,
     /// When it last used its key; `None`: it holds none, or one of a session.
     held_since: Option<Instant>,
-    /// The state of the ledger by which it was last judged.
-    judged_by: Arc<State>,
+    /// The state of the ledger by which it was last judged; not kept alive for an operation that rests.
+    judged_by: Weak<State>,
     /// It held a key that it could not let go of, and its time was over.
     lapsed: bool,
     /// The last output, which was longer than the caller took: he may ask again.
     left: Option<Zeroizing<Vec<u8>>>,
+    /// Whether its input is collected until the end.
+    collects: bool,
+    /// What it counts for.
+    memory: Held,
+    _secrets: Held,
 }
 
 impl Operation {
@@ -68,6 +79,14 @@ impl Operation {
 
     /// Judges the next part, and gets the key again if it was let go.
     fn ready(&mut self, caller: &Caller<'_>) -> Done<()> {
+        if self.needs_login && caller.application().login(&self.token) != Some(LoginUser::User) {
+            // It was begun while another thread logged out.
+            return Err(Fail::ruled(
+                CKR_USER_NOT_LOGGED_IN,
+                "login",
+                "the login under which the operation began is over",
+            ));
+        }
         let now = Instant::now();
         self.suspend_if_due(now);
         if self.lapsed {
@@ -89,7 +108,7 @@ impl Operation {
     fn judge(&mut self, caller: &Caller<'_>) -> Done<()> {
         let Material::Ledger { id, .. } = &self.material else { return Ok(()) };
         let state = caller.app.keys.state();
-        if Arc::ptr_eq(&state, &self.judged_by) {
+        if std::ptr::eq(Arc::as_ptr(&state), self.judged_by.as_ptr()) {
             return Ok(());
         }
         let key = state.keys.get(id).ok_or_else(|| Fail::new(CKR_KEY_HANDLE_INVALID, "the key is gone"))?;
@@ -101,7 +120,7 @@ impl Operation {
             requester: caller.app.keys.device(),
         };
         state.may_assemble(&query).map_err(crate::node::KeyError::from)?;
-        self.judged_by = state;
+        self.judged_by = Arc::downgrade(&state);
         Ok(())
     }
 }
@@ -115,6 +134,9 @@ pub fn begin(caller: &Caller<'_>, glance: &Glance, ask: &request::Begin<'_>) -> 
     let mechanism = mechanisms::read(&ask.mechanism)?;
     let view = caller.key(glance, ask.object, ask.session, purpose, ask.mechanism.code)?;
     let material = Material::of(&view, purpose)?;
+    let allowances = caller.application().allowances();
+    let memory = allowances.memory.take(OPERATION_BYTES + parameter_bytes(&ask.mechanism.parameters))?;
+    let secrets = allowances.secrets.take_secrets([SECRET_STATE_BYTES, material.secret_bytes()])?;
     let stream = material.with(caller, |key| match ask.kind {
         Kind::Encrypt => Stream::encrypt(&mechanism, key),
         Kind::Decrypt => Stream::decrypt(&mechanism, key),
@@ -130,12 +152,23 @@ pub fn begin(caller: &Caller<'_>, glance: &Glance, ask: &request::Begin<'_>) -> 
         material,
         stream,
         held_since,
-        judged_by: glance.state().clone(),
+        judged_by: Arc::downgrade(glance.state()),
         lapsed: false,
         left: None,
+        collects: purpose == Use::Decrypt && matches!(mechanism, mayfly_engine::Mechanism::AesGcm(_)),
+        memory,
+        _secrets: secrets,
     };
     let number = caller.application().keep_operation(operation, &caller.app.applications.operation_numbers)?;
     Ok(Reply::Begun(number))
+}
+
+/// Bytes of the parameters that an operation keeps.
+fn parameter_bytes(parameters: &Parameters<'_>) -> usize {
+    match parameters {
+        Parameters::Gcm(gcm) => gcm.iv.len() + gcm.aad.len(),
+        _ => 0,
+    }
 }
 
 /// One part. Any error but CKR_BUFFER_TOO_SMALL ends the operation.
@@ -148,6 +181,9 @@ pub fn update(caller: &Caller<'_>, io: &mut Io, ask: &request::Update<'_>) -> Do
         let length = operation.stream.update_len(input.len());
         check_room(length, &ask.output)?;
         operation.ready(caller)?;
+        if operation.collects {
+            operation.memory.grow(2 * input.len())?; // a vector that grows may have twice its length
+        }
         let written = operation.stream.update(input, output.room(length)?)?;
         output.deliver(written, &ask.output)
     })

@@ -354,11 +354,16 @@ impl Served {
         UnixStream::connect(&self.socket).unwrap()
     }
 
-    /// A client that has said hello.
+    /// A client that has said hello, an application of its own.
     pub fn client(&self) -> Connection {
+        self.client_of(&[]).0
+    }
+
+    /// A client of the application with this ticket, and the ticket that it was given.
+    pub fn client_of(&self, ticket: &[u8]) -> (Connection, Vec<u8>) {
         let mut client = Connection::connect(&self.socket, Some(Duration::from_secs(20))).unwrap();
-        client.hello(Ticket::default(), hello()).unwrap();
-        client
+        let ticket = client.hello(Ticket(ticket), hello()).unwrap().ticket.0.to_vec();
+        (client, ticket)
     }
 
     pub fn stop(&mut self) {

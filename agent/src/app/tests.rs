@@ -20,11 +20,23 @@ const LABEL: &str = "dev";
 struct Tool {
     connection: Connection,
     slot: u32,
+    /// From its Hello: names its application.
+    ticket: Vec<u8>,
 }
 
 type Got<T> = Result<T, CK_RV>;
 
 impl Tool {
+    fn new(served: &Served, slot: u32) -> Self {
+        Self::of(served, slot, &[])
+    }
+
+    /// One more connection of the application with this ticket.
+    fn of(served: &Served, slot: u32, ticket: &[u8]) -> Self {
+        let (connection, ticket) = served.client_of(ticket);
+        Self { connection, slot, ticket }
+    }
+
     fn call<R>(&mut self, request: &Request<'_>, take: impl FnOnce(Response<'_>) -> R) -> Got<R> {
         match self.connection.call(Some(0), Ticket::default(), request) {
             Ok((_, answer)) => Ok(take(answer)),
@@ -197,7 +209,7 @@ const P256: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07
 
 /// A token with both PINs, made as `pkcs11-tool --init-token --init-pin` does.
 fn token(served: &Served) -> Tool {
-    let mut tool = Tool { connection: served.client(), slot: slot_id("mayfly") };
+    let mut tool = Tool::new(served, slot_id("mayfly"));
     let init = InitToken { token: tool.slot, so_pin: Pin(SO_PIN), label: LABEL };
     tool.done(&Request::InitToken(init)).unwrap();
     tool.slot = slot_id(LABEL);
@@ -270,7 +282,12 @@ fn logins() {
     assert_eq!(tool.login(User::SecurityOfficer, SO_PIN), Err(CKR_USER_ANOTHER_ALREADY_LOGGED_IN));
     assert!(tool.header().flags.contains(ResponseFlags::USER_LOGGED_IN));
 
-    let mut other = Tool { connection: served.client(), slot: tool.slot };
+    let mut stranger = Tool::new(&served, tool.slot);
+    assert!(
+        !stranger.header().flags.contains(ResponseFlags::USER_LOGGED_IN),
+        "without the ticket it is another application, of the same process too"
+    );
+    let mut other = Tool::of(&served, tool.slot, &tool.ticket);
     assert!(
         other.header().flags.contains(ResponseFlags::USER_LOGGED_IN),
         "a login is the application's, not a connection's"
@@ -312,7 +329,7 @@ fn a_token_can_be_made_new_only_where_that_is_allowed() {
     assert_eq!(tool.find(&[]), NONE);
 
     let strict = Served::new(false);
-    let mut tool = Tool { connection: strict.client(), slot: slot_id("mayfly") };
+    let mut tool = Tool::new(&strict, slot_id("mayfly"));
     let first = InitToken { token: tool.slot, so_pin: Pin(SO_PIN), label: LABEL };
     assert_eq!(tool.done(&Request::InitToken(first)), Err(CKR_FUNCTION_REJECTED), "administrators make tokens");
     let id = mayfly_protocol::TokenId([1; 32]);
@@ -660,6 +677,7 @@ fn management() {
     assert_eq!(again.0, CKR_ARGUMENTS_BAD);
     for (json, code) in [
         (r#"{"command":"key.create","name":"x","type":"des"}"#, CKR_ARGUMENTS_BAD),
+        (r#"{"command":"key.create","name":"a\u001b[2J","type":"aes:256"}"#, CKR_ARGUMENTS_BAD),
         (r#"{"command":"key.create","name":"x","type":"aes:256","uses":["fly"]}"#, CKR_ARGUMENTS_BAD),
         (r#"{"command":"key.create","name":"x","type":"aes:256","residency":"ever"}"#, CKR_ARGUMENTS_BAD),
         (r#"{"command":"key.create","name":"x","type":"aes:256","t":9}"#, CKR_FUNCTION_REJECTED),
@@ -738,4 +756,146 @@ fn keys_of_others_are_neither_found_nor_used() {
     let create = r#"{"command":"key.create","name":"theirs","type":"aes:256","allow":["user=somebody-else"]}"#;
     tool.manage(serde_json::from_str(create).unwrap()).unwrap();
     assert_eq!(tool.find(&[(CKA_LABEL, b"theirs")]), NONE, "uid {own}");
+}
+
+#[test]
+fn what_is_private_never_lies_in_the_open() {
+    let served = Served::new(true);
+    let mut tool = logged_in(&served);
+    let data = number(CKO_DATA);
+    for on_token in [T, F] {
+        let open = tool.create(&[(CKA_CLASS, &data), (CKA_TOKEN, on_token), (CKA_VALUE, b"first")]).unwrap();
+        let private = tool.copy(open, &[(CKA_PRIVATE, T)]).unwrap();
+        assert_eq!(tool.attribute(private, CKA_VALUE).unwrap().unwrap(), b"first");
+        let empty = [(CKA_CLASS, &data[..]), (CKA_TOKEN, on_token), (CKA_PRIVATE, T), (CKA_VALUE, b"")];
+        let empty = tool.create(&empty).unwrap();
+        for object in [private, empty] {
+            assert_eq!(tool.set(object, &[(CKA_VALUE, b"hidden contents")]), Err(CKR_ATTRIBUTE_READ_ONLY));
+        }
+        tool.set(open, &[(CKA_VALUE, b"seen by all")]).unwrap();
+    }
+    let state = served.app.keys.state();
+    let private = |attributes: &[mayfly_protocol::record::Attribute]| {
+        super::objects::attributes::stored_bool(attributes, CKA_PRIVATE) == Some(true)
+            && super::objects::attributes::stored(attributes, CKA_VALUE).is_some()
+    };
+    assert!(!state.objects.values().any(|object| private(&object.attributes)));
+    assert!(!state.keys.values().any(|key| private(&key.attributes)));
+}
+
+#[test]
+fn a_token_is_changed_by_those_who_are_logged_in() {
+    let served = Served::new(true);
+    let mut tool = logged_in(&served);
+    let certificate: &[(u64, &[u8])] = &[
+        (CKA_CLASS, &number(CKO_CERTIFICATE)),
+        (CKA_CERTIFICATE_TYPE, &number(CKC_X_509)),
+        (CKA_TOKEN, T),
+        (CKA_SUBJECT, b"s"),
+        (CKA_VALUE, b"v"),
+    ];
+    let kept = tool.create(certificate).unwrap();
+    let pair = tool.generate_pair(&[(CKA_TOKEN, T), (CKA_EC_PARAMS, P256)], &[(CKA_TOKEN, T)]).unwrap();
+    tool.logout().unwrap();
+    for object in [kept, pair.0] {
+        assert_eq!(tool.destroy(object), Err(CKR_USER_NOT_LOGGED_IN));
+        assert_eq!(tool.set(object, &[(CKA_LABEL, b"mine now")]), Err(CKR_USER_NOT_LOGGED_IN));
+    }
+    assert_eq!(tool.create(certificate), Err(CKR_USER_NOT_LOGGED_IN));
+    assert_eq!(tool.find(&[]).len(), 2, "seen, as before");
+    let session = [certificate, &[(CKA_TOKEN, F)]].concat().into_iter().filter(|a| *a != (CKA_TOKEN, T));
+    tool.create(&session.collect::<Vec<_>>()).unwrap();
+    tool.login(User::SecurityOfficer, SO_PIN).unwrap();
+    tool.destroy(kept).unwrap();
+}
+
+#[test]
+fn a_copy_cannot_do_what_the_policy_of_its_key_does_not_allow() {
+    let served = Served::new(true);
+    let mut tool = logged_in(&served);
+    let soft = [(CKA_TOKEN, T), (CKA_VALUE_LEN, &number(32)[..]), (CKA_EXTRACTABLE, T), (CKA_DECRYPT, F)];
+    let key = tool.generate(&soft).unwrap();
+    for on_token in [T, F] {
+        assert_eq!(tool.copy(key, &[(CKA_TOKEN, on_token), (CKA_DECRYPT, T)]), Err(CKR_ATTRIBUTE_READ_ONLY));
+    }
+    tool.copy(key, &[(CKA_TOKEN, F), (CKA_LABEL, b"as it was")]).unwrap();
+}
+
+#[test]
+fn session_objects_and_operations_are_bounded_per_user_and_hurt_nobody_else() {
+    let served = Served::new(true);
+    let mut tool = logged_in(&served);
+    let key = tool.generate(&[(CKA_TOKEN, T), (CKA_VALUE_LEN, &number(32))]).unwrap();
+    // Without a login, as any user of the host could.
+    let mut hostile = Tool::new(&served, tool.slot);
+    let open: &[(u64, &[u8])] = &[(CKA_PRIVATE, F), (CKA_VALUE_LEN, &number(32)), (CKA_EXTRACTABLE, T)];
+    let first = hostile.generate(open).unwrap();
+    let refused = (0..10_000).find_map(|_| hostile.generate(open).err());
+    assert_eq!(refused, Some(CKR_DEVICE_MEMORY));
+    assert_eq!(hostile.begin(Kind::Encrypt, first, cbc_pad(&[1; 16])), Err(CKR_DEVICE_MEMORY));
+    tool.operate(Kind::Encrypt, key, gcm(&[1; 12], b""), b"the node's own memory is there").unwrap();
+    let secrets = mayfly_secmem::status();
+    assert!(secrets.used_bytes < secrets.limit_bytes / 2);
+    drop(hostile);
+    let mut later = Tool::new(&served, tool.slot);
+    let again = (0..1000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        later.generate(open).is_ok()
+    });
+    assert!(again, "what the application held is given back when it has ended");
+}
+
+#[test]
+fn collected_ciphertext_is_counted() {
+    let connections = super::settings::Connections { memory_per_user_mib_max: 4, ..Default::default() };
+    let settings = super::Settings { connections, ..Default::default() };
+    let served = Served::with(true, settings, super::server::Patience::default());
+    let mut tool = logged_in(&served);
+    let key = tool.generate(&[(CKA_VALUE_LEN, &number(32))]).unwrap();
+    let part = [7; 16_384];
+    let operations: Vec<_> = (0..3).map(|_| tool.begin(Kind::Decrypt, key, gcm(&[1; 12], b"")).unwrap()).collect();
+    let refused = (0..300).find_map(|n| tool.update(operations[n % 3], &part, 0).err());
+    assert_eq!(refused, Some(CKR_DEVICE_MEMORY));
+    tool.done(&Request::CloseSession(OfSession { token: tool.slot, session: 1 })).unwrap();
+    let key = tool.generate(&[(CKA_VALUE_LEN, &number(32))]).unwrap();
+    let operation = tool.begin(Kind::Decrypt, key, gcm(&[1; 12], b"")).unwrap();
+    (0..100).for_each(|_| assert_eq!(tool.update(operation, &part, 0), Ok(vec![])));
+    assert!(tool.connection.shared(16 << 20).is_err(), "shared buffers count too");
+}
+
+#[test]
+fn an_operation_does_not_outlive_its_login() {
+    let served = Served::new(true);
+    let mut tool = logged_in(&served);
+    let key = tool.generate(&[(CKA_VALUE_LEN, &number(32))]).unwrap();
+    let operation = tool.begin(Kind::Encrypt, key, cbc_pad(&[1; 16])).unwrap();
+    let application = served.app.applications.all().remove(0);
+    let held = application.operation(operation).unwrap();
+    tool.logout().unwrap();
+    assert_eq!(tool.update(operation, &[1; 16], 100), Err(CKR_OPERATION_NOT_INITIALIZED), "it went with the login");
+    // As if it had been begun before the logout and kept after it.
+    while std::sync::Arc::strong_count(&held) > 1 {
+        std::thread::yield_now(); // the sweeper may be looking at it
+    }
+    let operation = std::sync::Arc::into_inner(held).unwrap().into_inner().unwrap();
+    let number = application.keep_operation(operation, &served.app.applications.operation_numbers).unwrap();
+    assert_eq!(tool.update(number, &[1; 16], 100), Err(CKR_USER_NOT_LOGGED_IN));
+    assert_eq!(tool.update(number, &[1; 16], 100), Err(CKR_OPERATION_NOT_INITIALIZED));
+}
+
+#[test]
+fn one_request_puts_a_key_together_once_and_a_long_answer_is_refused() {
+    let served = Served::new(true);
+    let mut tool = logged_in(&served);
+    let soft = [(CKA_TOKEN, T), (CKA_VALUE_LEN, &number(32)[..]), (CKA_EXTRACTABLE, T), (CKA_SENSITIVE, F)];
+    let key = tool.generate(&soft).unwrap();
+    let before = served.net.assemblies.load(Ordering::Relaxed);
+    let kinds = [CKA_VALUE; 200];
+    let ask = |object| Request::Attributes(Attributes { token: slot_id(LABEL), object, kinds: List::from(&kinds[..]) });
+    tool.call(&ask(key), |answer| assert!(matches!(answer, Response::Attributes(_)))).unwrap();
+    assert_eq!(served.net.assemblies.load(Ordering::Relaxed), before + 1);
+    let long = [1; 16_000];
+    let data = tool.create(&[(CKA_CLASS, &number(CKO_DATA)), (CKA_VALUE, &long)]).unwrap();
+    assert_eq!(tool.call(&ask(data), |_| ()), Err(CKR_DEVICE_MEMORY));
+    tool.find(&[]);
 }

@@ -25,7 +25,7 @@ pub const RECORDS_MAX: usize = 4096;
 /// Whose attempts on which PIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
-    /// User of this host.
+    /// User of this host: [`super::principal::Peer::account`].
     pub uid: u32,
     /// The token.
     pub token: TokenId,

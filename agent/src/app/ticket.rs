@@ -1,10 +1,10 @@
 //! Tickets: the agent's sealed word about one process, which that process carries from connection to connection.
 //!
-//! A ticket is bound to uid, pid, start time and boot; it opens for no other process. While the agent runs, it knows the application
-//! anyway; what a ticket adds is that logins go on after the agent was restarted. A ticket of this very run never brings back an
+//! A ticket is bound to uid, pid, start time and boot; it opens for no other process. It names one application of that process, which its
+//! further connections join, and lets logins go on after the agent was restarted. A ticket of this very run never brings back an
 //! application that has ended: closing the last connection logs out, whatever tickets are about.
 //!
-//! `nonce || AES-256-GCM-SIV(key of the agent, AAD = process, instance || logins) || tag`, at most 256 bytes.
+//! `nonce || AES-256-GCM-SIV(key of the agent, AAD = process, instance || number || logins) || tag`, at most 256 bytes.
 
 use mayfly_crypto::{enc, wrap};
 use mayfly_protocol::TokenId;
@@ -18,7 +18,7 @@ pub const LOGINS_MAX: usize = 5;
 
 const LABEL: &str = "mayfly/v1/app-ticket";
 const LOGIN_BYTES: usize = 32 + 1 + Login::MARK_BYTES;
-const _: () = assert!(wrap::OVERHEAD_BYTES + 8 + LOGINS_MAX * LOGIN_BYTES <= TICKET_BYTES_MAX);
+const _: () = assert!(wrap::OVERHEAD_BYTES + 16 + LOGINS_MAX * LOGIN_BYTES <= TICKET_BYTES_MAX);
 
 /// What makes and opens tickets.
 #[derive(Debug)]
@@ -29,11 +29,20 @@ pub struct Tickets {
     pub instance: u64,
 }
 
+/// Which application a ticket speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    /// The run of the agent that made it.
+    pub instance: u64,
+    /// The application's number in that run.
+    pub number: u64,
+}
+
 /// What a ticket says.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// The run of the agent that made it.
-    pub instance: u64,
+    /// The application.
+    pub name: Name,
     /// Logins at that time.
     pub logins: Vec<(TokenId, Login)>,
 }
@@ -54,9 +63,14 @@ impl Tickets {
         Ok(Self { key, boot, instance: u64::from_le_bytes(instance) })
     }
 
-    /// A ticket for the process. Empty if it cannot be made: the application then stays without one.
-    pub fn make<'l>(&self, identity: Identity, logins: impl Iterator<Item = (&'l TokenId, &'l Login)>) -> Vec<u8> {
-        let mut text = self.instance.to_le_bytes().to_vec();
+    /// A ticket for an application of the process. Empty if it cannot be made: the application then stays without one.
+    pub fn make<'l>(
+        &self,
+        identity: Identity,
+        name: Name,
+        logins: impl Iterator<Item = (&'l TokenId, &'l Login)>,
+    ) -> Vec<u8> {
+        let mut text = [name.instance.to_le_bytes(), name.number.to_le_bytes()].concat();
         for (token, login) in logins.take(LOGINS_MAX) {
             text.extend_from_slice(token.as_bytes());
             text.push(login.user as u8);
@@ -71,13 +85,15 @@ impl Tickets {
             return None;
         }
         let text = wrap::open(&self.key, &self.process(identity), ticket).ok()?;
-        let (instance, logins) = text.expose().split_first_chunk()?;
+        let (instance, rest) = text.expose().split_first_chunk()?;
+        let (number, logins) = rest.split_first_chunk()?;
+        let name = Name { instance: u64::from_le_bytes(*instance), number: u64::from_le_bytes(*number) };
         let logins = logins.chunks_exact(LOGIN_BYTES).filter_map(|login| {
             let (token, rest) = login.split_first_chunk()?;
             let (user, mark) = rest.split_first()?;
             Some((TokenId(*token), Login { user: LoginUser::from_byte(*user)?, mark: mark.try_into().ok()? }))
         });
-        Some(Opened { instance: u64::from_le_bytes(*instance), logins: logins.collect() })
+        Some(Opened { name, logins: logins.collect() })
     }
 
     fn process(&self, identity: Identity) -> Vec<u8> {
@@ -101,8 +117,9 @@ mod tests {
         let tickets = Tickets::new(None).unwrap();
         let logins =
             [(TokenId([1; 32]), login(LoginUser::User)), (TokenId([2; 32]), login(LoginUser::SecurityOfficer))];
-        let ticket = tickets.make(PROCESS, logins.iter().map(|(token, login)| (token, login)));
-        let opened = Opened { instance: tickets.instance, logins: logins.to_vec() };
+        let name = Name { instance: tickets.instance, number: 3 };
+        let ticket = tickets.make(PROCESS, name, logins.iter().map(|(token, login)| (token, login)));
+        let opened = Opened { name, logins: logins.to_vec() };
         assert_eq!(tickets.open(PROCESS, &ticket), Some(opened));
         for other in
             [Identity { uid: 0, ..PROCESS }, Identity { pid: 78, ..PROCESS }, Identity { start: 124, ..PROCESS }]
@@ -124,7 +141,8 @@ mod tests {
     fn a_ticket_has_a_bounded_length() {
         let tickets = Tickets::new(None).unwrap();
         let logins: Vec<_> = (0..20).map(|n| (TokenId([n; 32]), login(LoginUser::User))).collect();
-        let ticket = tickets.make(PROCESS, logins.iter().map(|(token, login)| (token, login)));
+        let name = Name { instance: 1, number: u64::MAX };
+        let ticket = tickets.make(PROCESS, name, logins.iter().map(|(token, login)| (token, login)));
         assert!(ticket.len() <= TICKET_BYTES_MAX);
         assert_eq!(tickets.open(PROCESS, &ticket).unwrap().logins.len(), LOGINS_MAX);
     }

@@ -71,7 +71,7 @@ pub fn serial(id: &TokenId) -> String {
 
 fn flags(caller: &Caller<'_>, id: &TokenId, token: &Token, creates: bool) -> TokenFlags {
     let wrong = |security_officer| {
-        caller.app.throttle.wrong_count(Attempt { uid: caller.principal.uid, token: *id, security_officer }) > 0
+        caller.app.throttle.wrong_count(Attempt { uid: caller.account, token: *id, security_officer }) > 0
     };
     let (user_pin, so_pin) = (pins::is_set(token.user_pin.as_ref()), pins::is_set(token.so_pin.as_ref()));
     TokenFlags::PRESENT
@@ -109,7 +109,7 @@ pub fn log_in(caller: &Caller<'_>, glance: &Glance, ask: &request::Login<'_>) ->
     };
     prove(caller, &glance.token, wanted, verifier, ask.pin.0)?;
     if ask.user == User::ContextSpecific {
-        caller.application().allow_once(ask.session);
+        caller.application().allow_once(glance.token, ask.session);
     } else if let Some(verifier) = verifier {
         caller.application().log_in(glance.token, Login::new(wanted, verifier));
     }
@@ -129,7 +129,7 @@ fn prove(
             .next("set it: mayfly token pin, or pkcs11-tool --init-token and --init-pin"));
     };
     let security_officer = user == LoginUser::SecurityOfficer;
-    let attempt = Attempt { uid: caller.principal.uid, token: *token, security_officer };
+    let attempt = Attempt { uid: caller.account, token: *token, security_officer };
     match caller.app.throttle.attempt(attempt, || pins::is_right(verifier, pin)) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Fail::ruled(CKR_PIN_INCORRECT, "pin", "the PIN is wrong")),

@@ -13,6 +13,10 @@ use super::fail::Fail;
 pub const REFUSALS_PER_USER_MAX: usize = 64;
 /// Users of whom refusals are kept; beyond, the user whose newest refusal is oldest is forgotten.
 pub const USERS_MAX: usize = 128;
+/// Most bytes of a key's name that are kept: a label may have 16 KiB.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Most bytes of a reason.
+pub const REASON_BYTES_MAX: usize = 1024;
 
 /// A device's part in a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -57,8 +61,8 @@ impl Why {
         let entry = Entry {
             time_ms,
             operation,
-            key,
-            reason: fail.reason.to_string(),
+            key: key.map(|key| cut(&key, NAME_BYTES_MAX).to_owned()),
+            reason: cut(&fail.reason, REASON_BYTES_MAX).to_owned(),
             rule: detail.rule,
             devices: detail.devices.clone(),
             next: detail.next.clone(),
@@ -84,6 +88,10 @@ impl Why {
         entries.truncate(REFUSALS_PER_USER_MAX);
         entries
     }
+}
+
+fn cut(text: &str, bytes: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes)).unwrap_or_default()
 }
 
 fn forget_one(rings: &mut HashMap<u32, VecDeque<Entry>>) {
@@ -121,6 +129,15 @@ mod tests {
         }
         assert_eq!(why.rings.lock().unwrap()[&1].len(), REFUSALS_PER_USER_MAX);
         assert_eq!(why.of(Some(1))[0].time_ms, REFUSALS_PER_USER_MAX as u64 + 4, "newest first");
+        why.keep(
+            1,
+            "sign",
+            Some("é".repeat(NAME_BYTES_MAX)),
+            &Fail::ruled(0x30, "r", "é".repeat(REASON_BYTES_MAX)),
+            99,
+        );
+        let long = &why.of(Some(1))[0];
+        assert_eq!((long.key.as_ref().unwrap().len(), long.reason.len()), (NAME_BYTES_MAX, REASON_BYTES_MAX));
         for uid in 2..USERS_MAX as u32 + 10 {
             why.keep(uid, "sign", None, &fail("policy"), 1_000 + u64::from(uid));
         }

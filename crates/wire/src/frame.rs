@@ -242,6 +242,17 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_a_long_frame_is_given_back() {
+        let mut memory = FrameBuf::default();
+        for (bytes, kept) in [(10, true), (500_000, false), (10, true)] {
+            let json = "x".repeat(bytes);
+            memory.request(1, None, Ticket::default(), &Request::Manage(Manage { json: &json })).unwrap();
+            memory.wipe();
+            assert_eq!(memory.capacity() > 0, kept, "{bytes}");
+        }
+    }
+
+    #[test]
     fn an_answer_comes_back() {
         let mut memory = FrameBuf::with_capacity(8);
         let refusal = Response::Refused(Refusal::new(0x30, "two of three holders are away"));

@@ -12,6 +12,8 @@ use crate::{
 const REQUEST_MARK: u16 = 0x714d; // "Mq"
 /// The same of an answer.
 const ANSWER_MARK: u16 = 0x614d; // "Ma"
+/// Memory that a [`FrameBuf`] keeps between frames.
+const KEPT_BYTES_MAX: usize = 64 << 10;
 /// `cpu` of a caller that does not want to be followed.
 const CPU_NONE: u32 = u32::MAX;
 
@@ -205,6 +207,11 @@ impl FrameBuf {
         Self { memory: Zeroizing::new(vec![0; capacity.min(FRAME_BYTES_MAX)]), used: 0 }
     }
 
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Encodes a request frame; gives its bytes.
     pub fn request(
         &mut self,
@@ -227,12 +234,15 @@ impl FrameBuf {
         self.fit(|memory| encode_response_into(memory, request_id, object_version, flags, response))
     }
 
-    /// Wipes the frame that it held.
+    /// Wipes the frame that it held. Memory beyond 64 KiB, which few frames need, is given back.
     pub fn wipe(&mut self) {
         if let Some(used) = self.memory.get_mut(..self.used) {
             wipe(used);
         }
         self.used = 0;
+        if self.memory.len() > KEPT_BYTES_MAX {
+            self.memory = Zeroizing::default();
+        }
     }
 
     /// Encodes into the present memory, and once more if that was too short.

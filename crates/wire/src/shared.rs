@@ -3,8 +3,8 @@
 //! The agent makes a memory file, fixes its size by seals, and passes it to the application with
 //! SCM_RIGHTS; both sides read and write it with pread and pwrite. It is never mapped: no SIGBUS, and no
 //! reading of bytes that the other side changes meanwhile, since each copies what it works on. A buffer
-//! belongs to one connection. The agent wipes what an operation used as soon as its output was fetched,
-//! that is at the next request of that connection or its end; the module wipes output that it has read.
+//! belongs to one connection. The agent wipes a request's input before it answers, and its output when that
+//! was fetched: at the next request of that connection or its end. The module wipes output that it has read.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -103,6 +103,12 @@ impl SharedBuffer {
             at += count;
         }
         Ok(())
+    }
+
+    /// Gives all of its pages back to the kernel; what mattered was wiped before. It reads as zeros then, its size stays, and whoever has
+    /// the descriptor may go on using it.
+    pub fn discard(&self) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, self.size)?)
     }
 
     fn check(&self, offset: u64, length: usize) -> io::Result<()> {
@@ -196,6 +202,20 @@ mod tests {
         assert_eq!(&back, b"plaintext");
         made.wipe(0, made.size()).unwrap();
         taken.read(5, &mut back).unwrap();
+        assert_eq!(back, [0; 9]);
+    }
+
+    #[test]
+    fn a_discarded_buffer_is_empty_and_takes_no_memory() {
+        use std::os::unix::fs::MetadataExt;
+        let buffer = SharedBuffer::create(1).unwrap();
+        buffer.write(buffer.size() - 9, b"plaintext").unwrap();
+        assert!(buffer.file.metadata().unwrap().blocks() > 0);
+        buffer.discard().unwrap();
+        let metadata = buffer.file.metadata().unwrap();
+        assert_eq!((metadata.blocks(), metadata.len()), (0, buffer.size()));
+        let mut back = [1; 9];
+        buffer.read(buffer.size() - 9, &mut back).unwrap();
         assert_eq!(back, [0; 9]);
     }
 

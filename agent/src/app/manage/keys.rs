@@ -169,8 +169,8 @@ pub fn create(caller: &Caller<'_>, ask: &Create) -> Done<Value> {
         return Err(Fail::ruled(CKR_TOKEN_WRITE_PROTECTED, "creators", reason));
     }
     let label = ask.name.trim();
-    if label.is_empty() || label.len() > record::NAME_BYTES_MAX {
-        return Err(bad("a key's name has 1 to 64 bytes"));
+    if label.is_empty() || label.len() > record::NAME_BYTES_MAX || label.chars().any(char::is_control) {
+        return Err(bad("a key's name has 1 to 64 bytes and no control characters"));
     }
     if names::key(caller, &state, label, Some(token)).is_ok() {
         return Err(bad("a key of this name is in the token already; names of new keys must be free"));

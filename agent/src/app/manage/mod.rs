@@ -1,7 +1,7 @@
 //! What the command line asks: one JSON object with a `command`, one JSON answer. `docs/formats/management.md` lists both.
 //!
-//! Root and the agent's own user may ask everything. Everybody else gets `status` without warnings of the whole, the tokens and keys that
-//! he may see, and his own refusals. Secrets never pass here: no key bytes, no PINs.
+//! Root and the agent's own user may ask everything. Everybody else gets `status`, in which only keys and tokens that he may see are counted
+//! and named, those tokens and keys themselves, and his own refusals. Secrets never pass here: no key bytes, no PINs.
 
 pub mod devices;
 pub mod keys;

@@ -37,10 +37,10 @@ pub fn set(caller: &Caller<'_>, glance: &Glance, handle: u64, template: &Templat
         None => {
             let View::Session(handle, object) = &view else { return Ok(Reply::Done) };
             let object = SessionObject { attributes: whole, ..SessionObject::clone(object) };
-            caller.application().replace_object(*handle, object);
+            caller.application().replace_object(*handle, object)?;
         }
         Some((target, id)) => {
-            glance.need_creator(&caller.app.keys.device())?;
+            may_write(caller, glance, &view)?;
             caller.app.keys.post(&record::Attributes { target, id, set: changed }.into())?;
         }
     }
@@ -56,8 +56,8 @@ fn may_change(glance: &Glance, view: &View<'_>, kind: CK_ATTRIBUTE_TYPE, value: 
         Change::ToTrue => becomes || view.matches(kind, value),
         Change::ToFalse => !becomes || view.matches(kind, value),
         Change::Officer => glance.login == Some(LoginUser::SecurityOfficer),
-        // The contents of a data object in the open are not what the object is known by.
-        Change::Never => kind == CKA_VALUE && view.class() == class::DATA && !view.has_secret(),
+        // The contents of a data object in the open are not what the object is known by. Those of a private one never lie in the open.
+        Change::Never => kind == CKA_VALUE && view.class() == class::DATA && !view.has_secret() && !view.is_private(),
         Change::Computed | Change::InCopy => false,
     };
     if allowed {
@@ -68,7 +68,7 @@ fn may_change(glance: &Glance, view: &View<'_>, kind: CK_ATTRIBUTE_TYPE, value: 
 }
 
 /// A usage attribute becomes TRUE only where the key's policy on the ledger has the use: the holders would refuse it else.
-fn may_use_so(view: &View<'_>, kind: CK_ATTRIBUTE_TYPE, becomes: bool) -> Done<bool> {
+pub(super) fn may_use_so(view: &View<'_>, kind: CK_ATTRIBUTE_TYPE, becomes: bool) -> Done<bool> {
     let View::Key(key) = view else { return Ok(true) };
     let needed = USAGE.iter().find(|(attribute, _)| *attribute == kind);
     match needed {
@@ -78,6 +78,15 @@ fn may_use_so(view: &View<'_>, kind: CK_ATTRIBUTE_TYPE, becomes: bool) -> Done<b
         }
         _ => Ok(true),
     }
+}
+
+/// Whether the object, which lies in the token, may be changed or destroyed by this application. The public half of a pair goes with its key.
+fn may_write(caller: &Caller<'_>, glance: &Glance, view: &View<'_>) -> Done<()> {
+    glance.need_login()?;
+    if let View::Public(key) = view {
+        caller.may_use(&View::Key(key))?;
+    }
+    glance.need_creator(&caller.app.keys.device())
 }
 
 /// C_DestroyObject.
@@ -92,7 +101,7 @@ pub fn destroy(caller: &Caller<'_>, glance: &Glance, handle: u64) -> Done<Reply>
     match target(&view) {
         None => caller.application().drop_object(handle),
         Some((target, id)) => {
-            glance.need_creator(&caller.app.keys.device())?;
+            may_write(caller, glance, &view)?;
             caller.app.keys.post(&record::Delete { target, id }.into())?;
         }
     }

@@ -89,12 +89,17 @@ pub fn chosen_attributes(caller: &Caller<'_>, glance: &Glance, handle: u64, kind
     }
     let view = caller.seen(glance, handle)?;
     let mut lines = Vec::with_capacity(kinds.len());
+    let mut secret = None;
     for kind in kinds.iter() {
         let value = match view.shown(kind) {
             Shown::Value(value) => AttributeValue::Public(value.into_owned()),
             Shown::Sensitive => AttributeValue::Sensitive,
             Shown::Absent => AttributeValue::Absent,
-            Shown::Secret => AttributeValue::Secret(secret_value(caller, &view)?),
+            // Put together once, however often the value is asked for.
+            Shown::Secret => {
+                let value = secret.take().map_or_else(|| secret_value(caller, &view), Ok)?;
+                AttributeValue::Secret(secret.insert(value).clone())
+            }
         };
         lines.push(AttributeLine { kind, value });
     }

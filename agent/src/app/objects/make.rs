@@ -14,6 +14,7 @@ use mayfly_wire::{Mechanism, Parameters, request};
 
 use super::attributes::{self, Change, class, put, put_bool, stored, stored_bool};
 use super::catalogue::Target;
+use super::change::may_use_so;
 use super::session::SessionObject;
 use super::template::{Draft, Template, uses_of};
 use super::view::View;
@@ -142,7 +143,8 @@ pub fn copy(caller: &Caller<'_>, glance: &Glance, ask: &request::CopyObject<'_>)
         }
     }
     attributes::check_size(&attributes)?;
-    let secret = if view.has_secret() { Some(copied_secret(caller, &view)?) } else { None };
+    let secret =
+        if view.has_secret() { Some(copied_secret(caller, &view)?) } else { become_secret(&view, &mut attributes)? };
     let born = Born { class: view.class(), attributes, key_type: view.key_type(), origin: Origin::Imported, secret };
     keep(caller, glance, ask.session, born).map(Reply::Created)
 }
@@ -156,7 +158,7 @@ fn change_in_copy(view: &View<'_>, attributes: &mut Vec<Attribute>, kind: u64, v
         _ if view.matches(kind, value) => true,
         // What was for those who are logged in does not become everybody's.
         Change::InCopy => kind != CKA_PRIVATE || becomes,
-        Change::Free => true,
+        Change::Free => may_use_so(view, kind, becomes)?,
         Change::ToTrue => becomes,
         Change::ToFalse => !becomes && was,
         Change::Computed | Change::Never | Change::Officer => false,
@@ -166,6 +168,17 @@ fn change_in_copy(view: &View<'_>, attributes: &mut Vec<Attribute>, kind: u64, v
     }
     put(attributes, kind, value);
     Ok(())
+}
+
+/// The contents of a data object that becomes private in the copy, taken out of what lies in the open.
+fn become_secret(view: &View<'_>, attributes: &mut Vec<Attribute>) -> Done<Option<Arc<SecretBytes>>> {
+    if view.class() != class::DATA || stored_bool(attributes, CKA_PRIVATE) != Some(true) {
+        return Ok(None);
+    }
+    let value = stored(attributes, CKA_VALUE).filter(|value| !value.is_empty());
+    let secret = value.map(|value| SecretBytes::new_with(value.len(), |to| to.copy_from_slice(value))).transpose()?;
+    attributes.retain(|attribute| attribute.kind != CKA_VALUE);
+    Ok(secret.map(Arc::new))
 }
 
 /// The secret of an object that is copied: a session object's own, or a key's that is extractable.
@@ -207,7 +220,11 @@ fn may_keep(caller: &Caller<'_>, glance: &Glance, token: bool, private: bool) ->
     if private {
         glance.need_user()?;
     }
-    if token { glance.need_creator(&caller.app.keys.device()) } else { Ok(()) }
+    if token {
+        glance.need_login()?;
+        glance.need_creator(&caller.app.keys.device())?;
+    }
+    Ok(())
 }
 
 /// Keeps an object where it belongs and gives its handle.

@@ -1,6 +1,6 @@
 //! From an application's template to a whole object: defaults, computed attributes, contradictions.
 //!
-//! The rules are PKCS#11's (v2.40, sections 4.1, 4.4-4.11) with these choices, which `docs/conformance.md` repeats:
+//! The rules are PKCS#11's (v2.40, sections 4.1, 4.4-4.11) with these choices (`docs/decisions/0008-keys-in-pkcs11.md` has the reasons):
 //! - usage attributes that a template omits are TRUE where the key's type allows (SunPKCS11's templates omit them), but for CKA_WRAP and
 //!   CKA_UNWRAP, since wrapping under a key that also decrypts gives keys away (Clulow; Bortolozzo et al. 2010);
 //! - CKA_SENSITIVE is TRUE and CKA_EXTRACTABLE FALSE where a template is silent;
