@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -83,11 +84,12 @@ fn listen(path: &Path) -> Result<UnixListener> {
     if UnixStream::connect(path).is_ok() {
         bail!("another agent listens at {}; give each agent its own `socket`", path.display());
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            bail!("cannot replace {}: {error}", path.display())
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            bail!("{} is a file that is no socket, and is left alone; name another `socket`", path.display())
         }
-        _ => {}
+        Ok(_) => std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?,
+        Err(_) => {} // none, or one that binding tells about
     }
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     // Any user may connect: who it is, the kernel tells; what they may do, the ledger's policies.
@@ -161,5 +163,25 @@ fn notify_ready() {
     let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
     if let Err(error) = sent {
         tracing::warn!(%error, "systemd was not told that the agent is ready");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_dead_agents_socket_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let living = listen(&path).unwrap();
+        assert!(listen(&path).unwrap_err().to_string().contains("another agent"));
+        drop(living);
+        drop(listen(&path).unwrap());
+        let file = folder.path().join("precious");
+        std::fs::write(&file, "content").unwrap();
+        assert!(listen(&file).unwrap_err().to_string().contains("no socket"));
+        assert_eq!(std::fs::read(&file).unwrap(), b"content");
+        assert!(listen(&folder.path().join("nowhere/agent.sock")).is_err());
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// Longest wait for an answer: making a key waits for holders and for a witnessed head.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for an answer for which the agent goes through its whole ledger: about a minute for a million entries.
+pub const LONG_ANSWER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// The account that packages run the agent under.
 const AGENT_USER: &str = "mayfly";
 
@@ -56,6 +58,12 @@ impl Agent {
         Ok(answer)
     }
 
+    /// Waits so long for each answer from now on.
+    pub fn patience(self, timeout: Duration) -> Result<Self> {
+        self.connection.set_timeout(Some(timeout)).context("cannot wait for the agent")?;
+        Ok(self)
+    }
+
     /// The connection itself, for shared buffers.
     pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection
@@ -101,6 +109,7 @@ fn explain(error: CallError, path: &Path) -> anyhow::Error {
             anyhow::anyhow!("the agent refused ({code:#x}); `mayfly why` may tell more")
         }
         CallError::Refused { reason, .. } => anyhow::anyhow!(reason),
-        other => anyhow::Error::new(other).context(format!("talking to the agent at {}", path.display())),
+        other => anyhow::Error::new(other)
+            .context(format!("the agent at {} did not answer as it should; its log may tell why", path.display())),
     }
 }

@@ -1,7 +1,12 @@
 //! What commands print: text for people, or JSON for scripts; progress on standard error.
+//!
+//! Labels, names and reasons come from applications, other hosts and the ledger. What could move a terminal's cursor, hide text or turn its
+//! direction is never printed as it is.
 
+use anyhow::{Context, Result};
 use serde_json::Value;
-use std::io::{IsTerminal, Write};
+use std::borrow::Cow;
+use std::io::{ErrorKind, IsTerminal, Write};
 
 /// Prints a command's result in the form that was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -21,26 +26,72 @@ impl Announcer {
     }
 
     /// The result: `value` as JSON, or the text that `people` makes of it.
-    pub fn result(&self, value: &Value, people: impl FnOnce(&Value) -> String) {
-        if self.json {
-            line(&format!("{value:#}"));
-        } else {
-            line(people(value).trim_end());
+    ///
+    /// # Errors
+    /// It cannot be written. A reader that went away (`mayfly key list | head -1`) is no error.
+    pub fn result(&self, value: &Value, people: impl FnOnce(&Value) -> String) -> Result<()> {
+        let text = if self.json { json_text(value) } else { people_text(value, people) };
+        let mut out = std::io::stdout().lock();
+        match writeln!(out, "{text}").and_then(|()| out.flush()) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print the result"),
+            _ => Ok(()),
         }
     }
 
     /// News of long work, for people only.
     pub fn progress(&self, text: &str) {
         if !self.json && std::io::stderr().is_terminal() {
-            eprintln!("{text}");
+            eprintln!("{}", plain(text));
         }
     }
 }
 
-/// A reader that went away (`mayfly key list | head -1`) is no error.
-fn line(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+/// JSON writes U+0000 to U+001F as escapes anyway; here the others are too, and mean the same.
+fn json_text(value: &Value) -> String {
+    let is_unprintable = |c: char| c != '\n' && is_unprintable(c);
+    escape(&format!("{value:#}"), is_unprintable, |c| {
+        c.encode_utf16(&mut [0; 2]).iter().map(|u| format!("\\u{u:04x}")).collect()
+    })
+    .into_owned()
+}
+
+fn people_text(value: &Value, people: impl FnOnce(&Value) -> String) -> String {
+    plain_lines(people(&printable(value)).trim_end()).into_owned()
+}
+
+/// The same value with texts that can be printed.
+fn printable(value: &Value) -> Value {
+    match value {
+        Value::String(text) => plain(text).into_owned().into(),
+        Value::Array(items) => items.iter().map(printable).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), printable(value))).collect(),
+        other => other.clone(),
+    }
+}
+
+/// A text in one line, as it can be printed: `\u{1b}` for what a terminal would obey.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    escape(text, is_unprintable, |c| c.escape_unicode().to_string())
+}
+
+/// An error's text: of several lines where its cause is.
+pub fn plain_lines(text: &str) -> Cow<'_, str> {
+    escape(text, |c| c != '\n' && is_unprintable(c), |c| c.escape_unicode().to_string())
+}
+
+fn escape(text: &str, is_bad: impl Fn(char) -> bool, as_escape: impl Fn(char) -> String) -> Cow<'_, str> {
+    if !text.contains(&is_bad) {
+        return text.into();
+    }
+    text.chars().map(|c| if is_bad(c) { as_escape(c) } else { c.to_string() }).collect::<String>().into()
+}
+
+/// Control characters (also U+0080 to U+009F, which terminals obey), and what hides text or turns its direction: zero-width characters,
+/// line and paragraph separators, bidirectional controls, tags.
+fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Rows with aligned columns; the first row is the heading.
@@ -115,6 +166,22 @@ mod tests {
         ] {
             assert_eq!(moment(ms), text);
         }
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        let nasty = "a\u{1b}]0;x\u{7}\r\nb\u{9b}2J\u{202e}c\u{e0041}d é 日";
+        let safe = "a\\u{1b}]0;x\\u{7}\\u{d}\\u{a}b\\u{9b}2J\\u{202e}c\\u{e0041}d é 日";
+        assert_eq!(plain(nasty), safe);
+        assert_eq!(plain_lines("one\ntwo\u{1b}"), "one\ntwo\\u{1b}");
+        let value = json!({"list": [{"name": nasty}], "number": 3});
+        assert_eq!(
+            people_text(&value, |v| format!("{}\n{}\n", field(&v["list"][0], "name"), v["number"])),
+            format!("{safe}\n3")
+        );
+        let text = json_text(&value);
+        assert!(text.chars().all(|c| c == '\n' || !is_unprintable(c)), "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value, "the same to a program");
     }
 
     #[test]

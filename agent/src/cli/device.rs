@@ -98,9 +98,9 @@ impl Device {
     /// Runs the command.
     pub fn run(self, out: &Announcer, socket: &Path) -> Result<()> {
         match self {
-            Device::List(_) => out.result(&ask(socket, &json!({"command": "device.list"}))?, list),
+            Device::List(_) => out.result(&ask(socket, &json!({"command": "device.list"}))?, list)?,
             Device::Show(c) => {
-                out.result(&ask(socket, &request("device.show", [("device", Some(c.device.into()))]))?, show)
+                out.result(&ask(socket, &request("device.show", [("device", Some(c.device.into()))]))?, show)?
             }
             Device::Approve(c) => {
                 let mut administrator = Administrator::open(&c.signing)?;
@@ -108,7 +108,7 @@ impl Device {
                 administrator.wait_effective()?;
                 out.result(&json!({"device": c.device, "membership": "member"}), |_| {
                     format!("device '{}' is a member now", c.device)
-                });
+                })?;
             }
             Device::Role(c) => {
                 let mut administrator = Administrator::open(&c.signing)?;
@@ -120,7 +120,7 @@ impl Device {
                 let text = if names.is_empty() { "none".into() } else { names.join(", ") };
                 out.result(&json!({"device": c.device, "roles": names}), |_| {
                     format!("roles of device '{}': {text}", c.device)
-                });
+                })?;
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ impl Ban {
             .map(|key| key.record.id.to_string())
             .collect();
         let answer = json!({"device": self.device, "membership": "banned", "exposed_keys": exposed});
-        out.result(&answer, |_| banned(&self.device, &exposed));
+        out.result(&answer, |_| banned(&self.device, &exposed))?;
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use std::fs::{DirBuilder, File};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -143,7 +143,7 @@ impl Init {
                 field(r, "ledger_config"),
                 field(r, "administrator_key"),
             )
-        });
+        })?;
         Ok(())
     }
 }
@@ -232,12 +232,22 @@ pub fn read_network_file(path: &Path) -> Result<NetworkFile> {
     NetworkFile::parse(&text).with_context(|| path.display().to_string())
 }
 
-/// A folder that only its owner can look into; one that exists must be so.
+/// A folder that only its owner can look into. One that exists must be ours, or root's, and others must not be able to put files into it:
+/// they could put their own in the place of keys and configurations.
 pub fn make_private_dir(dir: &Path) -> Result<()> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-        Ok(()) => Ok(()),
-        Err(error) => bail!("cannot make {}: {error}", dir.display()),
+    if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        bail!("cannot make {}: {error}", dir.display());
     }
+    let found = std::fs::metadata(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+    let is_ours = [0, rustix::process::geteuid().as_raw()].contains(&found.uid());
+    ensure!(is_ours, "{} belongs to user {}; choose a folder of your own", dir.display(), found.uid());
+    let is_closed = found.mode() & 0o022 == 0;
+    ensure!(
+        is_closed,
+        "others can write to {dir}; run `chmod go-w {dir}` or choose another folder",
+        dir = dir.display()
+    );
+    Ok(())
 }
 
 /// Writes a new file, readable by its owner only.
@@ -269,6 +279,18 @@ mod tests {
         let plan = Plan::development("127.3.2.1:12345".parse().unwrap());
         let ids: Vec<_> = (0..2).map(|_| make(tempfile::tempdir().unwrap().path(), &plan).unwrap()).collect();
         assert_ne!(ids[0], ids[1]);
+    }
+
+    #[test]
+    fn folders_that_others_can_write_to_are_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        for (mode, good) in [(0o700, true), (0o755, true), (0o770, false), (0o702, false), (0o1777, false)] {
+            std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(make_private_dir(folder.path()).is_ok(), good, "{mode:o}");
+        }
+        make_private_dir(&folder.path().join("a/b")).unwrap();
+        assert_eq!(std::fs::metadata(folder.path().join("a/b")).unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Invite {
         // The token is a secret that people are meant to see: it goes from locked memory to standard output, once.
         let text = std::str::from_utf8(token.expose()).context("a join token is ASCII")?;
         if out.is_json() {
-            out.result(&json!({"token": text}), |v| field(v, "token"));
+            out.result(&json!({"token": text}), |v| field(v, "token"))?;
         } else {
             writeln!(std::io::stdout(), "{text}").context("cannot print the token")?;
         }

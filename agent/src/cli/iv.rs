@@ -28,8 +28,8 @@ pub struct Iv {
     /// File with additional authenticated data
     #[arg(long, value_name = "FILE")]
     aad: Option<std::path::PathBuf>,
-    /// Length in bytes: 12 for GCM, 16 for CBC and CTR
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=32))]
+    /// Length in bytes, 12 to 32: 12 for GCM, 16 for CBC and CTR
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(12..=32))]
     length: u16,
     /// Tell each step and how long it took
     #[arg(long)]
@@ -83,7 +83,7 @@ impl Iv {
         let Response::Iv(answer) = agent.call(&Request::Iv(request))? else { bail!("the agent gave no IV") };
         let explanation: Value = serde_json::from_str(answer.explanation).unwrap_or(Value::Null);
         let result = json!({"iv": hex::encode(answer.iv), "key": self.key, "explanation": explanation});
-        out.result(&result, people);
+        out.result(&result, people)?;
         Ok(())
     }
 

@@ -128,7 +128,7 @@ impl Join {
                 field(r, "config"),
                 device.name
             )
-        });
+        })?;
         Ok(())
     }
 }

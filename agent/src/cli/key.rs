@@ -99,15 +99,15 @@ impl Key {
         match self {
             Key::Create(c) => {
                 let made = Agent::connect(socket)?.ask(&c.request()?, |news| out.progress(news))?;
-                out.result(&made, |key| format!("made {}", describe(key)));
+                out.result(&made, |key| format!("made {}", describe(key)))?;
             }
             Key::List(c) => {
                 let keys = ask(socket, &request("key.list", [("token", c.token.map(Value::from))]))?;
-                out.result(&keys, list);
+                out.result(&keys, list)?;
             }
             Key::Show(c) => {
                 let wanted = [("key", Some(Value::from(c.name))), ("token", c.token.map(Value::from))];
-                out.result(&ask(socket, &request("key.show", wanted))?, show);
+                out.result(&ask(socket, &request("key.show", wanted))?, show)?;
             }
             Key::Delete(c) => {
                 let name = c.name.clone();
@@ -115,7 +115,7 @@ impl Key {
                 let deleted = ask(socket, &request("key.delete", wanted))?;
                 out.result(&deleted, |_| {
                     format!("key '{name}' is deleted: it is hidden now, and holders erase its shards")
-                });
+                })?;
             }
         }
         Ok(())

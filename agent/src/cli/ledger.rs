@@ -1,6 +1,6 @@
 //! `mayfly ledger show|verify`: what the agent's verified replica holds.
 
-use super::agent::ask;
+use super::agent::{Agent, LONG_ANSWER_TIMEOUT, ask};
 use super::announce::{Announcer, field, moment, short, table};
 use super::key::request;
 use anyhow::{Result, bail};
@@ -39,14 +39,15 @@ impl Ledger {
         match self {
             Ledger::Show(c) => {
                 let wanted = [("from", c.from.map(Value::from)), ("count", Some(c.count.into()))];
-                out.result(&ask(socket, &request("ledger.show", wanted))?, show);
+                out.result(&ask(socket, &request("ledger.show", wanted))?, show)?;
             }
             Ledger::Verify(_) => {
-                let verified = ask(socket, &json!({"command": "ledger.verify"}))?;
+                let mut agent = Agent::connect(socket)?.patience(LONG_ANSWER_TIMEOUT)?;
+                let verified = agent.ask(&json!({"command": "ledger.verify"}), |news| out.progress(news))?;
                 if verified.get("verified") != Some(&Value::Bool(true)) {
                     bail!("the ledger does not verify: {}", field(&verified, "reason"));
                 }
-                out.result(&verified, verify);
+                out.result(&verified, verify)?;
             }
         }
         Ok(())

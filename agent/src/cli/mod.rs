@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mayfly: {error:#}");
+            eprintln!("mayfly: {}", announce::plain_lines(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -156,6 +156,7 @@ mod tests {
             &["mayfly", "key", "create", "k", "--type", "aes:256", "--split", "4/3"],
             &["mayfly", "dev", "up"],
             &["mayfly", "iv"],
+            &["mayfly", "iv", "--key", "k", "--length", "11"],
         ] {
             let error = Cli::try_parse_from(words).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{words:?}");

@@ -1,12 +1,13 @@
 //! `mayfly plugin test PATH`: does a plugin keep its promises?
 
 use super::announce::Announcer;
-use super::init::make_private_dir;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use mayfly_plugin_api::contract::{self, Report};
 use mayfly_plugin_api::{HostConfig, Network, PathRule};
 use serde_json::json;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Work with plugins
@@ -62,7 +63,7 @@ impl Test {
             ..HostConfig::new(path, data)?
         };
         let report = contract::run(&config)?;
-        out.result(&to_json(&report), |_| report.to_string());
+        out.result(&to_json(&report), |_| report.to_string())?;
         if report.passed() { Ok(()) } else { bail!("{} does not keep its contract", report.plugin) }
     }
 }
@@ -82,7 +83,9 @@ struct Temporary(PathBuf);
 impl Temporary {
     fn new() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("mayfly-plugin-test-{}", std::process::id()));
-        make_private_dir(&path)?;
+        // Everybody can make folders there: one that exists is somebody else's.
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make {}; name a folder with --data", path.display()))?;
         Ok(Self(path))
     }
 }

@@ -16,7 +16,7 @@ impl Status {
     /// Runs the command.
     pub fn run(self, out: &Announcer, socket: &Path) -> Result<()> {
         let status = ask(socket, &json!({"command": "status"}))?;
-        out.result(&status, people);
+        out.result(&status, people)?;
         Ok(())
     }
 }

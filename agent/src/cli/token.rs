@@ -102,7 +102,7 @@ impl Token {
         match self {
             Token::Create(c) => c.run(out, socket),
             Token::List(_) => {
-                out.result(&ask(socket, &json!({"command": "token.list"}))?, list);
+                out.result(&ask(socket, &json!({"command": "token.list"}))?, list)?;
                 Ok(())
             }
             Token::Pin(c) => c.run(out, socket),
@@ -123,7 +123,7 @@ impl Create {
         }
         out.result(&made, |token| {
             format!("token '{}' is made; applications see it on every device named for it", field(token, "label"))
-        });
+        })?;
         Ok(())
     }
 
@@ -231,7 +231,7 @@ impl SetPin {
             }
         }
         let label = &self.label;
-        out.result(&json!({"label": label, "set": true}), |_| format!("the PIN of token '{label}' is set"));
+        out.result(&json!({"label": label, "set": true}), |_| format!("the PIN of token '{label}' is set"))?;
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ impl Why {
         if let Some(refusals) = answer.get_mut("refusals").and_then(Value::as_array_mut) {
             refusals.truncate(self.last);
         }
-        out.result(&answer, people);
+        out.result(&answer, people)?;
         Ok(())
     }
 }

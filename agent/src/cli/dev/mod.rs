@@ -98,20 +98,20 @@ impl Dev {
             Dev::Up(c) => c.run(out),
             Dev::Down(c) => {
                 let ended = down::down(&folder(&c.dir)?)?;
-                out.result(&json!({"ended": ended}), |_| format!("ended {ended} processes; none is left"));
+                out.result(&json!({"ended": ended}), |_| format!("ended {ended} processes; none is left"))?;
                 Ok(())
             }
             Dev::Kill(c) => c.run(out, fault::kill, "killed"),
             Dev::Start(c) => {
                 fault::start(&folder(&c.dir)?, &c.name, !c.no_wait)?;
-                out.result(&json!({"name": c.name, "done": "started"}), |_| format!("{} started", c.name));
+                out.result(&json!({"name": c.name, "done": "started"}), |_| format!("{} started", c.name))?;
                 Ok(())
             }
             Dev::Pause(c) => c.run(out, fault::pause, "paused"),
             Dev::Resume(c) => c.run(out, fault::resume, "resumed"),
             Dev::Status(c) => {
                 let dir = folder(&c.dir)?;
-                out.result(&open(&dir)?.status(), status);
+                out.result(&open(&dir)?.status(), status)?;
                 Ok(())
             }
             Dev::Launch(c) => Err(process::launch(&c.program, &c.arguments)),
@@ -122,7 +122,7 @@ impl Dev {
 impl Named {
     fn run(self, out: &Announcer, act: fn(&Path, &str) -> Result<()>, done: &str) -> Result<()> {
         act(&folder(&self.dir)?, &self.name)?;
-        out.result(&json!({"name": self.name, "done": done}), |_| format!("{} {done}", self.name));
+        out.result(&json!({"name": self.name, "done": done}), |_| format!("{} {done}", self.name))?;
         Ok(())
     }
 }

@@ -104,7 +104,7 @@ impl Up {
         out.result(&result, |_| {
             let (agents, threshold, dir) = (self.agents, self.threshold, dir.display());
             format!("{agents} agents are ready after {seconds:.1} s; keys need {threshold} of them\n\n  . {dir}/env\n  mayfly dev down --dir {dir}")
-        });
+        })?;
         Ok(())
     }
 
@@ -153,15 +153,15 @@ impl Up {
             window_seconds: self.residency.strip_prefix("window:").and_then(|s| s.parse().ok()).unwrap_or(0),
         };
         std::thread::scope(|scope| {
-            let join_one = |(number, invitation): (u8, &SecretBytes)| {
+            let mut threads = Vec::new();
+            for (number, invitation) in (1..).zip(invitations) {
                 let (folder, new_keys) = (site.dir.join(agent_name(number)), new_keys.clone());
-                let invitation = invitation.expose().to_owned();
-                scope.spawn(move || {
+                threads.push(scope.spawn(move || {
                     let device = NewDevice::development(&agent_name(number), &folder, gateway.ip(), new_keys);
-                    join::join(&invitation, &device).with_context(|| format!("{} cannot join", agent_name(number)))
-                })
-            };
-            let threads: Vec<_> = (1..).zip(invitations).map(join_one).collect();
+                    join::join(invitation.expose(), &device)
+                        .with_context(|| format!("{} cannot join", agent_name(number)))
+                }));
+            }
             threads
                 .into_iter()
                 .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("joining panicked"))?.map(drop))
