@@ -24,6 +24,9 @@ const BUILD: &[Package] = &[
     Package { name: "gcc", sign: Sign::Program("cc") },
     Package { name: "libc6-dev", sign: Sign::Library("libpthread.a") },
     Package { name: "cmake", sign: Sign::Program("cmake") },
+    // the vault tpm
+    Package { name: "pkg-config", sign: Sign::Program("pkg-config") },
+    Package { name: "libtss2-dev", sign: Sign::Library("libtss2-esys.so") },
 ];
 
 const USE: &[Package] = &[
@@ -40,6 +43,10 @@ const TEST: &[Package] = &[
     Package { name: "libssl-dev", sign: Sign::Library("libcrypto.so") },
     // the vault pkcs11
     Package { name: "softhsm2", sign: Sign::Program("softhsm2-util") },
+    // the vault tpm
+    Package { name: "swtpm", sign: Sign::Program("swtpm") },
+    Package { name: "swtpm-tools", sign: Sign::Program("swtpm_setup") },
+    Package { name: "tpm2-tools", sign: Sign::Program("tpm2") },
 ];
 
 /// What is to be done, and so which packages it takes.
