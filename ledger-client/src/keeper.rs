@@ -344,7 +344,15 @@ mod tests {
             let mut keeper = Keeper::open(ledger.network, store).unwrap();
             bundles.into_iter().for_each(|b| keeper.take_bundle(b, START_MS).unwrap());
             keeper.commit().unwrap();
-            World { ledger, device, disk, keeper }
+            let mut world = World { ledger, device, disk, keeper };
+            world.bookmark(START_MS);
+            world
+        }
+
+        /// The gateway says, by both clocks at `now`, that there is nothing more.
+        fn bookmark(&mut self, now: u64) {
+            let bookmark = self.ledger.bookmark(&self.ledger.head(), now);
+            self.keeper.take_bookmark(&bookmark, now).unwrap();
         }
 
         /// One more entry, taken and proposed.
@@ -510,7 +518,7 @@ mod tests {
         let mut world = World::new();
         let now = world.ledger.time_ms + 100_000;
         let tip = world.ledger.head();
-        world.keeper.take_bookmark(&world.ledger.bookmark(&tip, now), now).unwrap();
+        world.bookmark(now);
         let backdated = world.ledger.token("t");
         world.keeper.take_bundle(backdated, now).unwrap();
         world.keeper.take_proposed(world.ledger.note(&world.ledger.head())).unwrap();
@@ -525,7 +533,29 @@ mod tests {
         again.take_bundle(next, now).unwrap();
         again.take_proposed(world.ledger.note(&world.ledger.head())).unwrap();
         again.commit().unwrap();
+        again.take_bookmark(&world.ledger.bookmark(&world.ledger.head(), now), now).unwrap();
         assert!(again.cosign(&world.device, now).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_gateway_without_bookmarks_of_this_time_gets_no_cosignature() {
+        let limit = crate::testing::SKEW_MS + crate::witness::BOOKMARK_AGE_MS_MAX;
+        let mut world = World::new();
+        let now = world.ledger.time_ms;
+        world.bookmark(now);
+        world.token("t");
+        world.keeper.commit().unwrap();
+        let late = now + limit + 1000; // a bookmark tells whole seconds
+        assert_eq!(world.keeper.cosign(&world.device, late), Err(Withheld::NoBookmark));
+        // One that is dated long ago, or by a clock far ahead of ours, bounds nothing.
+        let head = world.ledger.head();
+        world.keeper.take_bookmark(&world.ledger.bookmark(&head, now), late).unwrap();
+        assert_eq!(world.keeper.cosign(&world.device, late), Err(Withheld::NoBookmark));
+        world.bookmark(late);
+        assert_eq!(world.keeper.cosign(&world.device, late).unwrap().map(|(signed, _)| signed), Some(head));
+
+        let again = world.reopened().unwrap();
+        assert_eq!(again.duty.current_ms, 0, "a start begins without one");
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! What a witness cosigns: its own verified, synced entries, sequenced at times that its clock agrees with. Pure.
 //!
 //! Two bounds on the time of a leaf. It must not be ahead of this clock by more than the network's skew: checked when a head is cosigned.
-//! And it must not be older than the last moment at which this replica had everything there was (less the skew): whatever was sequenced
-//! after that moment carries a later time. The second is checked when a bundle arrives, since only then is it known what came after what;
-//! so entries that waited for an absent witness are not held against anybody.
+//! And it must not be older than the last moment at which this replica had everything there was (less the skew), by the gateway's signed
+//! word, a bookmark: whatever was sequenced after that moment carries a later time. This is checked when a bundle arrives, since only then is
+//! it known what came after what; so entries that waited for an absent witness are not held against anybody. A gateway that sends no
+//! bookmarks would have no such bound, so nothing is cosigned for it.
 
 use crate::replica::SignerError;
 use mayfly_crypto::sign::PublicKey;
 use mayfly_protocol::head::Cosignature;
 use mayfly_protocol::{DeviceId, Head, State};
+
+/// Age of the newest bookmark, beyond the network's skew, at which heads are still cosigned. A gateway sends at least two in that time.
+pub const BOOKMARK_AGE_MS_MAX: u64 = 30_000;
 
 /// Cosigns heads for a device.
 pub trait Cosigner: Send + Sync {
@@ -59,6 +63,11 @@ pub enum Withheld {
     /// The session key cannot be used.
     #[error(transparent)]
     Signer(#[from] SignerError),
+    /// The gateway does not say, or not with the time of this clock, up to when there was nothing but what is here.
+    #[error(
+        "the gateway sends no bookmarks, or dates them otherwise than this device's clock: nothing bounds the dates of entries"
+    )]
+    NoBookmark,
     /// A leaf below the head was sequenced at a time that had already passed.
     #[error("entry {0} is dated before this device had last seen the whole ledger")]
     Backdated(u64),
@@ -101,10 +110,11 @@ impl Duty {
         if ahead_ms > skew_ms {
             return Err(Withheld::Ahead { ahead_ms, skew_ms });
         }
-        match self.withheld {
-            Some(size) if state.size() > size => Err(Withheld::Backdated(size)),
-            _ => Ok(()),
+        if let Some(size) = self.withheld.filter(|size| state.size() > *size) {
+            return Err(Withheld::Backdated(size));
         }
+        let is_recent = now_ms.saturating_sub(self.current_ms) <= skew_ms.saturating_add(BOOKMARK_AGE_MS_MAX);
+        if is_recent { Ok(()) } else { Err(Withheld::NoBookmark) }
     }
 }
 

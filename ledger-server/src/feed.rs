@@ -34,6 +34,8 @@ struct Inner {
     links: Vec<Signed>,
     witnessed: Option<Signed>,
     proposed: Option<Signed>,
+    /// Time of the bundle that is on its way into the store: nothing later may be said of what is here.
+    sequencing_ms: Option<u64>,
 }
 
 struct Framed {
@@ -89,9 +91,21 @@ impl Feed {
             links: links.iter().map(signed).collect(),
             witnessed: witnessed.map(signed),
             proposed: None,
+            sequencing_ms: None,
         };
         let (wake, _) = watch::channel(0);
         Feed { network, key, ring_bytes_max, inner: RwLock::new(inner), bookmark: Mutex::default(), wake }
+    }
+
+    /// A bundle is about to be made; its time. Until its outcome is known bookmarks are not dated later, however long the store takes:
+    /// witnesses would hold it against the bundle.
+    pub fn sequencing(&self, clock: impl FnOnce() -> u64) -> u64 {
+        *self.write().sequencing_ms.insert(clock())
+    }
+
+    /// The bundle was not stored.
+    pub fn not_sequenced(&self) {
+        self.write().sequencing_ms = None;
     }
 
     /// A bundle is in the store; `tip` is the state after it.
@@ -105,6 +119,7 @@ impl Feed {
             inner.ring_bytes -= oldest.frame.len();
         }
         inner.tip = tip;
+        inner.sequencing_ms = None;
         drop(inner);
         self.wake();
     }
@@ -178,11 +193,16 @@ impl Feed {
     }
 
     /// A bookmark at exactly `size` entries; `None` when the ledger has moved on.
-    pub fn bookmark(&self, size: u64, now_ms: u64) -> Option<Bytes> {
-        let head = self.tip().head();
-        if head.size != size {
-            return None;
-        }
+    pub fn bookmark(&self, size: u64, clock: impl FnOnce() -> u64) -> Option<Bytes> {
+        let (head, now_ms) = {
+            let inner = self.read();
+            let head = inner.tip.head();
+            if head.size != size {
+                return None;
+            }
+            // Both under one lock: what is not in the ledger now will be dated later than this.
+            (head, inner.sequencing_ms.unwrap_or_else(clock))
+        };
         let mut shared = self.bookmark.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, _, frame)) =
             shared.as_ref().filter(|(h, at, _)| *h == head && now_ms.abs_diff(*at) < BOOKMARK_MS)
@@ -345,11 +365,25 @@ mod tests {
     #[test]
     fn a_bookmark_is_of_the_very_end_and_shared_for_a_moment() {
         let mut world = World::new(1 << 20);
-        let first = world.feed.bookmark(1, 5000).unwrap();
-        assert_eq!(world.feed.bookmark(1, 5500), Some(first.clone()));
-        assert_ne!(world.feed.bookmark(1, 7000), Some(first));
+        let first = world.feed.bookmark(1, || 5000).unwrap();
+        assert_eq!(world.feed.bookmark(1, || 5500), Some(first.clone()));
+        assert_ne!(world.feed.bookmark(1, || 7000), Some(first));
         world.token("a");
-        assert_eq!(world.feed.bookmark(1, 7000), None);
-        assert!(world.feed.bookmark(2, 7000).is_some());
+        assert_eq!(world.feed.bookmark(1, || 7000), None);
+        assert!(world.feed.bookmark(2, || 7000).is_some());
+    }
+
+    #[test]
+    fn a_bookmark_is_not_dated_after_a_bundle_that_is_being_stored() {
+        let mut world = World::new(1 << 20);
+        let at_7000 = world.feed.bookmark(1, || 7000).unwrap();
+        assert_eq!(world.feed.sequencing(|| 7000), 7000);
+        assert_eq!(world.feed.bookmark(1, || 60_000), Some(at_7000.clone()));
+        world.feed.not_sequenced();
+        assert_ne!(world.feed.bookmark(1, || 60_000), Some(at_7000), "it was not stored");
+        world.feed.sequencing(|| 7000);
+        world.token("a");
+        let (stored, later) = (world.feed.bookmark(2, || 60_000), world.feed.bookmark(2, || 7000));
+        assert!(stored.is_some() && stored != later, "it is stored: its time is over");
     }
 }

@@ -19,6 +19,7 @@ pub mod backend;
 pub mod config;
 pub mod key;
 
+mod clock;
 mod feed;
 mod ladder;
 mod limits;

@@ -14,8 +14,8 @@ pub const TICK: Duration = Duration::from_secs(5);
 pub const PING_AFTER: Duration = Duration::from_secs(20);
 /// A client with so much silence is gone.
 pub const DEAD_AFTER: Duration = Duration::from_secs(45);
-/// A bookmark is sent after nothing else was sent for so long.
-pub const BOOKMARK_AFTER: Duration = Duration::from_secs(10);
+/// A client that has everything gets a bookmark when the last one is so old; at the latest a [`TICK`] later.
+pub const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
 /// Read buffer of a WebSocket; the default would be 128 KiB of real memory for each client.
 pub const READ_BUFFER_BYTES: usize = 4 * 1024;
 /// Frames are gathered up to here before they are written.

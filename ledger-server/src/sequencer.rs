@@ -3,8 +3,11 @@
 //! It takes what has queued, judges each entry on a draft of the state, appends the good ones as one bundle, and acknowledges when the
 //! backend says "durable". What queued meanwhile is the next bundle: the backend's own speed makes the batches, nothing waits on a timer.
 //! An append whose outcome is not known is looked up before anything else happens.
+//!
+//! Nothing is sequenced while this gateway's clock and those of the witnesses disagree ([`crate::clock`]).
 
 use crate::backend::Backend;
+use crate::clock::{WitnessTime, now_ms, since_boot};
 use crate::feed::Feed;
 use crate::limits::{
     BUSY_MS, CHECKPOINT_EVERY, FOREIGN_PAUSE, FOREIGN_WAIT, PROPOSAL_STALE_AFTER, RESOLVE_EVERY, STORE_BUSY_MS,
@@ -19,7 +22,7 @@ use mayfly_protocol::sync::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, Bundle, FromGa
 use mayfly_protocol::{Head, Refusal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
@@ -69,6 +72,7 @@ pub struct Sequencer {
     unstored: Option<Witnessed>,
     storing: Option<JoinHandle<()>>,
     stored_at: Option<Instant>,
+    witness_time: WitnessTime,
 }
 
 /// A bundle that is on its way into the store.
@@ -86,6 +90,8 @@ struct Flight {
 enum Landing {
     Stored,
     Conflict,
+    /// Nothing was stored, by anybody.
+    Lost,
     Refused(PluginError),
 }
 
@@ -119,6 +125,7 @@ impl Sequencer {
             unstored: None,
             storing: None,
             stored_at: None,
+            witness_time: WitnessTime::default(),
         }
     }
 
@@ -145,7 +152,7 @@ impl Sequencer {
     async fn sequence(&mut self, first: Submission) {
         let mut queue = self.gather(first);
         while !queue.is_empty() {
-            let Some(mut flight) = self.prepare(queue) else { return };
+            let Some(mut flight) = self.prepare(queue) else { return self.feed.not_sequenced() };
             let landing = self.append(&mut flight).await;
             queue = self.land(flight, landing).await;
         }
@@ -167,7 +174,14 @@ impl Sequencer {
     /// Judges the entries; `None` when none of them can be appended.
     fn prepare(&mut self, queue: Vec<Submission>) -> Option<Flight> {
         let mut draft = self.chain.draft();
-        let time_ms = now_ms().max(draft.tip().time_ms);
+        let skew_ms = draft.tip().policy().map_or(0, |p| p.skew_ms_max);
+        if let Err(wrong) = self.witness_time.check(now_ms(), since_boot(), skew_ms) {
+            tracing::error!(%wrong, "no entries are taken");
+            let refused = |mut s: Submission| s.answer(FromGateway::reject(s.id, reject::CLOCK, wrong.to_string()));
+            queue.into_iter().for_each(refused);
+            return None;
+        }
+        let time_ms = self.feed.sequencing(|| now_ms().max(draft.tip().time_ms));
         let mut entries = Vec::new();
         let mut accepted = Vec::new();
         let mut repeated = Vec::new();
@@ -211,35 +225,31 @@ impl Sequencer {
 
     /// Appends, and goes on collecting cosignatures meanwhile.
     async fn append(&mut self, flight: &mut Flight) -> Landing {
-        loop {
-            let (backend, expected, new, frame) =
-                (self.backend.clone(), flight.expected, flight.new, flight.frame.clone());
-            let appended = self.meanwhile(move || backend.append_if_head(&expected, &new, &frame)).await;
-            match appended {
-                Ok(Append::Done) => return Landing::Stored,
-                Ok(Append::Conflict(_)) => return Landing::Conflict,
-                Err(error) => return Landing::Refused(error),
-                Ok(Append::Unknown(error)) => {
-                    tracing::warn!(%error, "an append may or may not have been stored; looking");
-                    match self.look_up(flight).await {
-                        Some(landing) => return landing,
-                        None => continue, // nothing was stored: the same bytes again
-                    }
-                }
+        let (backend, expected, new, frame) = (self.backend.clone(), flight.expected, flight.new, flight.frame.clone());
+        let appended = self.meanwhile(move || backend.append_if_head(&expected, &new, &frame)).await;
+        match appended {
+            Ok(Append::Done) => Landing::Stored,
+            Ok(Append::Conflict(_)) => Landing::Conflict,
+            Err(error) => Landing::Refused(error),
+            Ok(Append::Unknown(error)) => {
+                tracing::warn!(%error, "an append may or may not have been stored; looking");
+                self.look_up(flight).await
             }
         }
     }
 
-    /// Finds out what became of a doubtful append: our bundle, another one, or (`None`) none. Waits until the store answers; new
-    /// submissions are told to come later.
-    async fn look_up(&mut self, flight: &mut Flight) -> Option<Landing> {
+    /// Finds out what became of a doubtful append: our bundle, another one, or none. Waits until the store answers; new submissions are told
+    /// to come later.
+    async fn look_up(&mut self, flight: &mut Flight) -> Landing {
         loop {
             let (backend, from) = (self.backend.clone(), flight.expected.size);
             match self.meanwhile(move || backend.read(from, 1)).await {
                 Ok(ReadAnswer::Bundles(bundles)) => {
-                    return bundles.first().map(|found| {
-                        if found.bundle_hash == flight.new.bundle_hash { Landing::Stored } else { Landing::Conflict }
-                    });
+                    return match bundles.first() {
+                        Some(found) if found.bundle_hash == flight.new.bundle_hash => Landing::Stored,
+                        Some(_) => Landing::Conflict,
+                        None => Landing::Lost,
+                    };
                 }
                 Ok(ReadAnswer::Pruned(first)) => tracing::error!(first, "the store lost the end of the ledger"),
                 Err(error) => tracing::warn!(%error, "the store does not answer"),
@@ -267,10 +277,14 @@ impl Sequencer {
                 Vec::new()
             }
             Landing::Conflict => {
+                self.feed.not_sequenced();
                 self.take_up_foreign().await;
                 flight.accepted.into_iter().map(|(submission, _)| submission).collect()
             }
+            // Again, at the time that it is now: the old one may be long ago. Should the first append be stored after all, the second is a conflict.
+            Landing::Lost => flight.accepted.into_iter().map(|(submission, _)| submission).collect(),
             Landing::Refused(error) => {
+                self.feed.not_sequenced();
                 let text = with_cause(&error);
                 tracing::error!(error = text, "the store refused a bundle");
                 for (submission, _) in &mut flight.accepted {
@@ -353,6 +367,7 @@ impl Sequencer {
     async fn cosigned(&mut self, head: Head, cosignature: Cosignature) {
         let Some(witnessed) = self.notary.cosigned(&mut self.chain, &head, cosignature) else { return };
         tracing::debug!(size = witnessed.size, "witnessed");
+        self.witness_time.heard(&witnessed.head.cosignatures, since_boot());
         // Nobody may see a head by which the witnesses change before it is safe: without it, whoever starts from nothing would be stuck.
         if witnessed.is_link && !self.store_link(&witnessed).await {
             return;
@@ -448,9 +463,4 @@ fn watch_for_others(
 
 fn stored(witnessed: &Witnessed, link_before: Option<u64>) -> Vec<u8> {
     cbor::to_vec(&StoredHead { head: witnessed.head.clone(), link_before })
-}
-
-/// The gateway's clock in milliseconds since the Unix epoch.
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -1,13 +1,14 @@
 //! The service: opens the ledger, listens, serves, stops.
 
 use crate::backend::Backend;
+use crate::clock::now_ms;
 use crate::config::Limits;
 use crate::feed::Feed;
 use crate::key::GatewayKey;
 use crate::limits::{COSIGN_QUEUE_MAX, HANDSHAKES_MAX, QUEUE_MAX, STOP_MAX, STORE_READS_MAX};
 use crate::notary::Notary;
 use crate::opening::{self, OpeningError};
-use crate::sequencer::{Sequencer, now_ms};
+use crate::sequencer::Sequencer;
 use crate::session::Hub;
 use mayfly_ledger_client::NetworkFile;
 use std::sync::Arc;

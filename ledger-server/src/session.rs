@@ -1,12 +1,13 @@
 //! One client: TLS, WebSocket, hello, then reading and sending side by side until one of them ends.
 
 use crate::backend::Backend;
+use crate::clock::now_ms;
 use crate::config::Limits;
 use crate::feed::{Cursor, Feed, Next, cut};
 use crate::key::GatewayKey;
 use crate::ladder::climb;
 use crate::limits::*;
-use crate::sequencer::{Submission, now_ms};
+use crate::sequencer::Submission;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use mayfly_plugin_api::ReadAnswer;
@@ -389,20 +390,25 @@ impl Sending<'_> {
         let mut stop = self.hub.stop.clone();
         let mut changes = self.hub.feed.changes();
         let mut stored = VecDeque::new();
-        let mut quiet_since = Instant::now();
+        let mut bookmarked: Option<Instant> = None;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             changes.borrow_and_update();
             self.check_client()?;
-            while self.send_next(&mut answers, &mut stored).await? {
-                quiet_since = Instant::now();
+            while self.send_next(&mut answers, &mut stored).await? {}
+            // Also under load, since witnesses sign only with a recent one: everything was sent, and the next bundle comes after this.
+            if bookmarked.is_none_or(|at| at.elapsed() >= BOOKMARK_EVERY)
+                && let Some(frame) = self.hub.feed.bookmark(self.cursor.size, now_ms)
+            {
+                self.push(frame).await?;
+                bookmarked = Some(Instant::now());
             }
             self.within(SinkExt::flush).await?;
             tokio::select! {
                 _ = changes.changed() => {}
                 Some(answer) = answers.recv() => self.push(answer.encode().into()).await?,
-                _ = tick.tick() => self.look_after(&mut quiet_since).await?,
+                _ = tick.tick() => self.look_after().await?,
                 () = stopped(&mut stop) => return bye(Bye::GoingAway, "the gateway stops"),
             }
         }
@@ -439,19 +445,13 @@ impl Sending<'_> {
         self.push(cut(&bundle.bytes.into(), bundle.first, at)).await
     }
 
-    async fn look_after(&mut self, quiet_since: &mut Instant) -> Result<(), Ended> {
+    async fn look_after(&mut self) -> Result<(), Ended> {
         let silence = self.heard.borrow().elapsed();
         if silence > DEAD_AFTER {
             return bye(Bye::Idle, "nothing was heard from you");
         }
         if silence > PING_AFTER {
             self.within(|sender| sender.send(Message::Ping(Bytes::new()))).await?;
-        }
-        if quiet_since.elapsed() >= BOOKMARK_AFTER
-            && let Some(frame) = self.hub.feed.bookmark(self.cursor.size, now_ms())
-        {
-            self.push(frame).await?;
-            *quiet_since = Instant::now();
         }
         Ok(())
     }

@@ -6,10 +6,10 @@ use common::raw::{Raw, block_on};
 
 use common::*;
 use futures_util::StreamExt;
-use mayfly_ledger_client::SubmitError;
+use mayfly_ledger_client::{EntrySigner, PostError, SubmitError};
 use mayfly_ledger_server::config::Limits;
 use mayfly_protocol::head::Cosignature;
-use mayfly_protocol::record::{self, Attribute};
+use mayfly_protocol::record::{self, Attribute, DeviceRole};
 use mayfly_protocol::sync::{Bye, CLIENT_FRAME_BYTES_MAX, FromClient, FromGateway, Hello, PATH, SUBPROTOCOL};
 use mayfly_protocol::{DeviceId, Head};
 use std::io::{Read, Write};
@@ -169,4 +169,36 @@ fn a_client_that_submits_too_much_is_told_to_wait() {
     assert!(!busy(&outcomes[2]) && busy(&outcomes[4]), "{outcomes:?}");
     // An author waits by itself.
     admin.post(token("patient"));
+}
+
+#[test]
+fn a_gateway_whose_clock_is_not_that_of_the_witnesses_takes_nothing() {
+    let world = World::new();
+    let gateway = world.gateway(Memory::new());
+    let at = [(gateway.address, 0)];
+    let admin = world.admin(&at);
+    let device = world.device(&admin, "w", &at);
+    let (witness, session) = (device.id(), device.keys.session());
+    drop(device);
+    admin.post(record::Role { device: witness, roles: vec![DeviceRole::Witness] });
+    for (label, off_ms, taken) in [("at one time", 0, true), ("at another", 60_000, true), ("too late", 0, false)] {
+        match admin.author.post(&token(label).into(), &[], SOON) {
+            Ok(_) => assert!(taken, "{label}"),
+            Err(PostError::Disputed { rule, text }) => {
+                assert!(!taken && rule == "clock" && text.contains("ahead of the witnesses"), "{label}: {rule} {text}");
+                break;
+            }
+            Err(other) => panic!("{label}: {other}"),
+        }
+        let head = admin.replica.tip().head();
+        let time_ms = now_ms() - off_ms;
+        let signature = EntrySigner::sign(&session, &Cosignature::message(&world.network, &head, time_ms)).unwrap();
+        let cosignature = Cosignature { witness, time_ms, signature };
+        let _connected = block_on(async {
+            let mut raw = Raw::admitted_as(&world, gateway.address, &session).await;
+            raw.send(&FromClient::Cosign { head, cosignature }).await;
+            raw
+        });
+        admin.replica.wait_effective(|s| s.size() == head.size, SOON).unwrap();
+    }
 }

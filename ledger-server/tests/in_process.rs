@@ -17,6 +17,13 @@ fn refused(error: PostError) -> String {
     }
 }
 
+fn disputed(error: PostError) -> String {
+    match error {
+        PostError::Disputed { rule, .. } => rule,
+        other => panic!("{other}"),
+    }
+}
+
 /// An object of token "t".
 fn object(n: u8, author: u8) -> record::Object {
     let mut id = [author; 32];
@@ -105,10 +112,16 @@ fn a_full_store_refuses_clearly_loses_nothing_and_recovers() {
     let admin = world.admin(&[(gateway.address, 0)]);
     let index = admin.post(token("before"));
     store.fault(Fault::ReadOnly);
-    assert_eq!(refused(admin.author.post(&token("during").into(), &[], SOON).unwrap_err()), reject::READ_ONLY);
+    // The author sees nothing wrong with it, so it stays in the outbox and goes first, whatever the gateway says meanwhile.
+    for label in ["during", "not even signed"] {
+        assert_eq!(disputed(admin.author.post(&token(label).into(), &[], SOON).unwrap_err()), reject::READ_ONLY);
+    }
     assert!(admin.replica.status().connected);
     store.fault(Fault::None);
-    assert_eq!(admin.post(token("after")), index + 1);
+    assert_eq!(admin.post(token("after")), index + 2);
+    let tip = admin.replica.tip();
+    let there = ["before", "during", "not even signed", "after"].map(|label| tip.token_by_label(label).is_some());
+    assert_eq!(there, [true, true, false, true]);
 }
 
 #[test]

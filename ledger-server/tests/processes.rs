@@ -7,7 +7,7 @@ mod common;
 use common::raw::{Raw, block_on};
 
 use common::*;
-use mayfly_ledger_client::{PostError, SubmitError};
+use mayfly_ledger_client::PostError;
 use mayfly_plugin_api::find_artifact;
 use mayfly_protocol::record;
 use std::io::{BufRead, BufReader, Read};
@@ -168,12 +168,13 @@ fn a_store_that_must_not_grow_refuses_clearly_and_goes_on_reading() {
     gateway.kill();
 
     let _gateway = Process::start(&configure(&world, &address.to_string(), "", ""));
-    assert_eq!(admin.post(token("after")), index + 1);
+    assert_eq!(admin.author.settle(SOON).unwrap(), Some(index + 1), "it was tried again");
+    assert_eq!(admin.post(token("after")), index + 2);
 }
 
 fn full(error: PostError) -> String {
     match error {
-        PostError::Submit(SubmitError::Refused { rule, text }) if rule == "read-only" => text,
+        PostError::Disputed { rule, text } if rule == "read-only" => text,
         other => panic!("{other}"),
     }
 }

@@ -217,7 +217,9 @@ impl Dealer {
         let id = key.id;
         let left = deadline.saturating_duration_since(Instant::now()).min(POST_TIMEOUT);
         self.records.post(&Record::Key(key), left).map_err(post_failed)?;
-        if assembler::wait_for(&self.ledger, |s| s.keys.contains_key(&id), Instant::now() + EFFECTIVE_TIMEOUT) {
+        // Nobody is told of a key that holders may already have given up.
+        let end = (Instant::now() + EFFECTIVE_TIMEOUT).min(deadline + Duration::from_millis(deal::DEADLINE_MARGIN_MS));
+        if assembler::wait_for(&self.ledger, |s| s.keys.contains_key(&id), end) {
             return Ok(id);
         }
         Err(KeyError::new(KeyErrorKind::Ledger, "the key is on the ledger, but too few witnesses have signed it yet")
@@ -311,7 +313,7 @@ fn too_few_accepted(
     let text = format!("{} holders accepted their shards, {needed} are needed", accepted.len());
     KeyError::new(KeyErrorKind::TooFewHolders, text)
         .devices(devices.collect())
-        .next("start the missing agents: `mayfly peers`")
+        .next("start the missing agents: `mayfly status`")
         .retry(1000)
 }
 
@@ -327,6 +329,8 @@ pub(super) fn post_failed(error: PostError) -> KeyError {
         PostError::Submit(error) => KeyError::new(KeyErrorKind::Ledger, error.to_string())
             .next("see that a gateway runs and can be reached: `mayfly status`; the record may still be taken")
             .retry(1000),
+        PostError::Disputed { .. } => KeyError::new(KeyErrorKind::Ledger, error.to_string())
+            .next("it is submitted again before this device's next record; if this goes on, see what the gateway says and whether the clocks agree"),
         PostError::TooLarge(error) => {
             KeyError::new(KeyErrorKind::Invalid, format!("the record is too large for the ledger: {error}"))
         }

@@ -251,6 +251,8 @@ pub mod reject {
     pub const READ_ONLY: &str = "read-only";
     /// The entry is larger than the store takes.
     pub const TOO_LARGE: &str = "too-large";
+    /// The gateway's clock and those of the witnesses disagree.
+    pub const CLOCK: &str = "clock";
 }
 
 /// Why a gateway ends a connection.
