@@ -106,7 +106,6 @@ fn a_flood_on_a_connection_that_rests_keeps_nobody_from_the_pool() {
 }
 
 #[test]
-#[ignore = "red: the connection does not do this yet; run with --ignored while mending it"]
 fn each_question_is_answered_once_and_no_other() {
     // Whether the question was given up; the ids of the answers; whether it is answered, and whether the connection lives.
     for (given_up, ids, answered, lives) in [
@@ -131,18 +130,19 @@ fn each_question_is_answered_once_and_no_other() {
             conn.give_up();
         }
         let (mut got, mut ended) = (false, None);
-        let until = Instant::now() + Duration::from_millis(300);
-        while ended.is_none() && Instant::now() < until {
+        let until = Instant::now() + SOON;
+        // Until the answers are here, the last of which ends the connection or leaves no question open.
+        while ended.is_none() && (!lives || got != answered || conn.late() > 0) && Instant::now() < until {
             match conn.answer() {
                 Ok(came) => got |= came.is_some(),
                 Err(error) => ended = Some(error),
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(got, answered, "{given_up} {ids:?}");
         assert_eq!(ended.is_none(), lives, "{given_up} {ids:?}");
         assert!(ended.is_none_or(|e| matches!(e, LinkError::Unasked)), "{given_up} {ids:?}");
-        assert_eq!(conn.late(), 0, "{given_up} {ids:?}");
+        assert_eq!(conn.late(), usize::from(given_up && ids == [2]), "{given_up} {ids:?}");
     }
 }
 
@@ -152,11 +152,21 @@ fn stuffed(then: impl Fn(&mut Link) -> bool + Send + Sync + 'static) -> (Agent, 
     let one = agent(&table, 1, true);
     let (tell, told) = sync_channel(2);
     let peer = hostile(&table, 3, move |mut link| {
-        while !link.interest().contains(rustix::event::PollFlags::OUT) {
-            link.send(&answer(1).repeat(1000)).unwrap();
+        let is_queued = |link: &Link| link.interest().contains(rustix::event::PollFlags::OUT);
+        loop {
+            while !is_queued(&link) {
+                link.send(&answer(1).repeat(1000)).unwrap();
+            }
+            // The kernel hands on what it has and takes more, until the other side's buffer is full too.
+            let may_take_more = link.wait(Instant::now() + Duration::from_millis(300)).unwrap();
+            link.flush().unwrap();
+            if !may_take_more && is_queued(&link) {
+                break;
+            }
         }
         tell.send(true).unwrap();
         tell.send(then(&mut link)).unwrap();
+        let _ = link.wait(Instant::now() + SOON); // until the other side is at its end
     });
     let (conn, _) = raw_link(&one, peer);
     assert!(told.recv_timeout(SOON).unwrap());
@@ -164,17 +174,21 @@ fn stuffed(then: impl Fn(&mut Link) -> bool + Send + Sync + 'static) -> (Agent, 
 }
 
 #[test]
-#[ignore = "red: the connection does not do this yet; run with --ignored while mending it"]
 fn what_was_queued_is_sent_when_the_other_side_reads_though_it_says_nothing() {
     let (_one, mut conn, told) = stuffed(|link| {
         let until = Instant::now() + SOON;
-        while link.interest().contains(rustix::event::PollFlags::OUT) && Instant::now() < until {
+        // As the server does, but for its wait for a next question when all is sent.
+        loop {
             assert!(link.frame().unwrap().is_none());
-            link.wait(until).unwrap();
+            if !link.interest().contains(rustix::event::PollFlags::OUT) {
+                return true;
+            }
+            if !link.wait(until).unwrap() {
+                return false;
+            }
         }
-        !link.interest().contains(rustix::event::PollFlags::OUT)
     });
-    let until = Instant::now() + SOON;
+    let until = Instant::now() + 2 * SOON;
     let sent = loop {
         while conn.link_for_test().frame().unwrap().is_some() {}
         match told.recv_timeout(Duration::from_millis(1)) {
