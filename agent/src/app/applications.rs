@@ -348,12 +348,14 @@ pub struct Attached {
 impl Applications {
     /// None yet.
     pub fn new(tickets: Tickets) -> Self {
+        // Far from those of any earlier run: what an application still holds from there must name nothing here.
+        let first = tickets.instance >> 3;
         Self {
             tickets,
             by_number: Mutex::default(),
             numbers: AtomicU64::new(1),
-            object_numbers: AtomicU64::new(1),
-            operation_numbers: AtomicU64::new(1),
+            object_numbers: AtomicU64::new(first),
+            operation_numbers: AtomicU64::new(first),
         }
     }
 
@@ -540,6 +542,17 @@ mod tests {
             one.application().drop_object(handles[0]);
             keep(secret()).unwrap();
         }
+    }
+
+    #[test]
+    fn numbers_of_an_earlier_run_name_nothing() {
+        let first = || {
+            let all = applications();
+            [&all.object_numbers, &all.operation_numbers].map(|number| number.load(Ordering::Relaxed))
+        };
+        let (earlier, now) = (first(), first());
+        assert!(earlier.iter().zip(now).all(|(earlier, now)| earlier.abs_diff(now) > 1 << 32));
+        assert!(now.iter().all(|number| *number < SESSION_OBJECT_BIT / 2), "with room to count");
     }
 
     #[test]
