@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use zeroize::Zeroizing;
 
 /// Less room than this is told as "read-only": a commit must not meet a full disk.
@@ -24,6 +25,9 @@ pub struct Store {
     folder: OwnedFd,
     _lock: OwnedFd,
     file_bytes_max: usize,
+    /// Names may be otherwise on the disk than they are seen: a change of them was not synced, or the process before this
+    /// one was killed, perhaps between such a change and its sync.
+    is_unsynced: AtomicBool,
     /// What the tests of a vault have fail.
     #[cfg(any(test, feature = "faults"))]
     pub faults: std::sync::Arc<crate::faults::Faults>,
@@ -58,6 +62,7 @@ impl Store {
             folder,
             _lock: lock,
             file_bytes_max,
+            is_unsynced: AtomicBool::new(true),
             #[cfg(any(test, feature = "faults"))]
             faults: std::sync::Arc::default(),
         })
@@ -69,11 +74,13 @@ impl Store {
         self.path.join(name)
     }
 
-    /// A whole file, or `None` when there is none. Wiped when dropped: a vault may keep a secret in one.
+    /// A whole file, or `None` when there is none. Wiped when dropped: a vault may keep a secret in one. What it tells is
+    /// on the disk: nobody answers "done already", or destroys what was replaced, for a rename that losing power undoes.
     ///
     /// # Errors
     /// [`Status::Corrupt`] for one that is too long, [`Status::Io`].
     pub fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, GuestError> {
+        self.settle()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = match rustix::fs::openat(&self.folder, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
@@ -111,6 +118,7 @@ impl Store {
     /// # Errors
     /// As [`Store::write`].
     pub fn rename(&self, from: &str, to: &str) -> Result<(), GuestError> {
+        self.is_unsynced.store(true, Ordering::Relaxed);
         self.step(to, || Ok(rustix::fs::renameat(&self.folder, from, &self.folder, to)?))?;
         self.sync()
     }
@@ -120,6 +128,7 @@ impl Store {
     /// # Errors
     /// As [`Store::write`].
     pub fn link(&self, from: &str, to: &str) -> Result<(), GuestError> {
+        self.is_unsynced.store(true, Ordering::Relaxed);
         self.step(to, || Ok(rustix::fs::linkat(&self.folder, from, &self.folder, to, AtFlags::empty())?))?;
         self.sync()
     }
@@ -129,6 +138,7 @@ impl Store {
     /// # Errors
     /// As [`Store::write`].
     pub fn unlink(&self, name: &str) -> Result<(), GuestError> {
+        self.is_unsynced.store(true, Ordering::Relaxed);
         self.step(name, || match rustix::fs::unlinkat(&self.folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
@@ -141,6 +151,7 @@ impl Store {
     /// # Errors
     /// As [`Store::write`].
     pub fn wipe(&self, name: &str) -> Result<(), GuestError> {
+        self.settle()?;
         let is_gone = self.step(name, || {
             let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mut file = match rustix::fs::openat(&self.folder, name, flags, Mode::empty()) {
@@ -232,7 +243,13 @@ impl Store {
     }
 
     fn sync(&self) -> Result<(), GuestError> {
-        self.step(".", || Ok(rustix::fs::fsync(&self.folder)?))
+        self.step(".", || Ok(rustix::fs::fsync(&self.folder)?))?;
+        self.is_unsynced.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn settle(&self) -> Result<(), GuestError> {
+        if self.is_unsynced.load(Ordering::Relaxed) { self.sync() } else { Ok(()) }
     }
 
     /// One change of the folder; tests let any one fail before or after it was done.
@@ -323,6 +340,33 @@ mod tests {
                 assert_eq!(&left[..], if renamed { b"new" } else { b"old" }, "step {step} {when:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_rename_that_was_not_synced_is_not_told() {
+        let dir = folder();
+        let store = open(&dir).unwrap();
+        store.write("x", b"old").unwrap();
+        // written and renamed, but the folder is not synced
+        store.faults.crash_at(2, When::Before);
+        assert!(store.write("x", b"new").is_err());
+        assert!(store.read("x").is_err() && store.wipe("x").is_err());
+        store.faults.crash_at(usize::MAX, When::Before);
+        assert_eq!(&store.read("x").unwrap().unwrap()[..], b"new");
+        assert_eq!(store.faults.tried(), 1, "synced by the read");
+        store.read("x").unwrap();
+        assert_eq!(store.faults.tried(), 1, "once");
+    }
+
+    /// The process before may have been killed after a rename: what it has replaced is overwritten after a sync only.
+    #[test]
+    fn nothing_is_overwritten_before_the_first_sync() {
+        let dir = folder();
+        open(&dir).unwrap().write("x", b"old").unwrap();
+        let store = open(&dir).unwrap();
+        store.faults.crash_at(0, When::After);
+        assert!(store.wipe("x").is_err());
+        assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"old");
     }
 
     #[test]
