@@ -10,6 +10,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
+/// Rights that a secret's file may give nobody: its group and others anything.
+const FORBIDDEN_OF_FILES: u32 = 0o077;
+/// The same of a credential. systemd gives it to a service's user by an access control list, whose mask shows as the
+/// group's right to read (0440); the folder of credentials is closed to everybody else.
+const FORBIDDEN_OF_CREDENTIALS: u32 = 0o037;
+
 /// A configuration that cannot work.
 pub fn refuse(text: impl Into<String>) -> GuestError {
     GuestError::new(Status::Config, text)
@@ -65,7 +71,7 @@ impl Source {
     /// [`Status::Config`]: not there, open to others, too short, too long.
     pub fn read(&self, what: &str, bytes: RangeInclusive<usize>) -> Result<Found, GuestError> {
         let path = self.path()?;
-        let found = read_file(&path, *bytes.end()).map_err(|why| bad(what, &path, &why))?;
+        let found = read_file(&path, *bytes.end(), self.forbidden()).map_err(|why| bad(what, &path, &why))?;
         check_length(&found, bytes).map_err(|why| bad(what, &path, &why))?;
         Ok(found)
     }
@@ -76,7 +82,7 @@ impl Source {
     /// As [`Source::read`].
     pub fn read_line(&self, what: &str, bytes: RangeInclusive<usize>) -> Result<Found, GuestError> {
         let path = self.path()?;
-        let mut found = read_file(&path, bytes.end() + 2).map_err(|why| bad(what, &path, &why))?;
+        let mut found = read_file(&path, bytes.end() + 2, self.forbidden()).map_err(|why| bad(what, &path, &why))?;
         if found.bytes.last() == Some(&b'\n') {
             found.bytes.pop();
             if found.bytes.last() == Some(&b'\r') {
@@ -85,6 +91,13 @@ impl Source {
         }
         check_length(&found, bytes).map_err(|why| bad(what, &path, &why))?;
         Ok(found)
+    }
+
+    fn forbidden(&self) -> u32 {
+        match self {
+            Source::File(_) => FORBIDDEN_OF_FILES,
+            Source::Credential(_) => FORBIDDEN_OF_CREDENTIALS,
+        }
     }
 
     fn path(&self) -> Result<PathBuf, GuestError> {
@@ -112,12 +125,12 @@ fn bad(what: &str, path: &Path, why: &str) -> GuestError {
 }
 
 /// Reads at most one byte more than `bytes_max`.
-fn read_file(path: &Path, bytes_max: usize) -> Result<Found, String> {
+fn read_file(path: &Path, bytes_max: usize, forbidden: u32) -> Result<Found, String> {
     let text = |error: rustix::io::Errno| io::Error::from(error).to_string();
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(text)?;
     let stat = rustix::fs::fstat(&file).map_err(text)?;
-    check_private(&stat)?;
+    check_private(&stat, forbidden)?;
     // room for one more than is read, so that the buffer never grows and leaves a copy behind
     let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max + 2));
     File::from(file).take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
@@ -125,14 +138,14 @@ fn read_file(path: &Path, bytes_max: usize) -> Result<Found, String> {
     Ok(Found { bytes, stamp })
 }
 
-fn check_private(stat: &Stat) -> Result<(), String> {
+fn check_private(stat: &Stat, forbidden: u32) -> Result<(), String> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err("is not a file".to_owned());
     }
     if stat.st_uid != rustix::process::geteuid().as_raw() && stat.st_uid != 0 {
         return Err("belongs to another user".to_owned());
     }
-    if stat.st_mode & 0o077 != 0 {
+    if stat.st_mode & forbidden != 0 {
         return Err("is open to others, run `chmod 600` on it".to_owned());
     }
     Ok(())
@@ -196,6 +209,26 @@ mod tests {
         assert!(
             Source::File(dir.path().into()).read("secret", 5..=8).err().unwrap().message.ends_with("is not a file")
         );
+    }
+
+    /// As systemd leaves them: 0400 for root, 0440 with an access control list for a service's user.
+    #[test]
+    fn credentials_show_the_mask_of_their_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("credential");
+        std::fs::write(&path, "12345678").unwrap();
+        let (file, credential) = (Source::File(path.clone()), Source::Credential("credential".to_owned()));
+        for (mode, as_file, as_credential) in [
+            (0o400, true, true),
+            (0o440, false, true),
+            (0o444, false, false),
+            (0o460, false, false),
+            (0o450, false, false),
+        ] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read_file(&path, 8, file.forbidden()).is_ok(), as_file, "{mode:o}");
+            assert_eq!(read_file(&path, 8, credential.forbidden()).is_ok(), as_credential, "{mode:o}");
+        }
     }
 
     #[test]
