@@ -424,10 +424,10 @@ fn how_it_ended(running: &mut Running, error: &io::Error) -> String {
 
 /// Starts the host process; the plugin is not opened yet.
 fn spawn(config: &HostConfig, who: &str) -> Result<Running, PluginError> {
-    let path = |source| PluginError::Path { who: who.to_owned(), source };
+    let path = |cause| PluginError::Path { who: who.to_owned(), cause };
     let host = |action: &str| {
         let (who, action) = (who.to_owned(), action.to_owned());
-        move |source| PluginError::Host { who, action, source }
+        move |cause| PluginError::Host { who, action, cause }
     };
     let program = check_path(&config.host_path, config.path_rule).map_err(path)?;
     let mut plugin = check_path(&config.plugin_path, config.path_rule).map_err(path)?;

@@ -89,22 +89,22 @@ pub enum PluginError {
         what: String,
     },
     /// A file on the way is not safe to use.
-    #[error("{who}: {source}")]
+    #[error("{who}: {cause}")]
     Path {
         /// Which plugin.
         who: String,
-        /// What and why.
-        source: PathError,
+        /// What and why; in the text, and so no `source`, which would be printed once more.
+        cause: PathError,
     },
     /// The host process could not be started or spoken to.
-    #[error("{who}: {action}: {source}")]
+    #[error("{who}: {action}: {cause}")]
     Host {
         /// Which plugin.
         who: String,
         /// What was being done.
         action: String,
-        /// The cause.
-        source: io::Error,
+        /// The cause, as above.
+        cause: io::Error,
     },
     /// No room in secret memory for the answer.
     #[error("{who}: {call}: no secret memory left for the answer")]

@@ -39,12 +39,12 @@ pub enum PathRule {
 #[non_exhaustive]
 pub enum PathError {
     /// It, or something on the way to it, cannot be opened.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Unreadable {
         /// The component.
         path: PathBuf,
-        /// The cause.
-        source: io::Error,
+        /// The cause; in the text, and so no `source`, which would be printed once more.
+        cause: io::Error,
     },
     /// Somebody else owns it.
     #[error("{path} belongs to user {owner}; it must belong to root or to the user who runs this program")]
@@ -93,7 +93,7 @@ pub enum PathError {
 /// # Errors
 /// [`PathError`] naming the component that is not safe.
 pub fn check_path(path: &Path, rule: PathRule) -> Result<File, PathError> {
-    let path = &std::path::absolute(path).map_err(|source| PathError::Unreadable { path: path.to_owned(), source })?;
+    let path = &std::path::absolute(path).map_err(|cause| PathError::Unreadable { path: path.to_owned(), cause })?;
     let mut walk = Walk::root(rule)?;
     let mut todo = components(path);
     let mut steps = 0;
@@ -154,7 +154,7 @@ pub fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
 /// # Errors
 /// [`PathError::Pin`], [`PathError::Unreadable`].
 pub(crate) fn pinned_copy(path: &Path, file: File, pin: &[u8; 32]) -> Result<File, PathError> {
-    let unreadable = |source| PathError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |cause| PathError::Unreadable { path: path.to_owned(), cause };
     let mut copy = sealed_copy(path, file).map_err(unreadable)?;
     let found = sha256_of(&mut copy).map_err(unreadable)?;
     if found == *pin {
@@ -232,7 +232,7 @@ impl Walk {
             return Err(PathError::NotAFile { path: self.at });
         }
         File::open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
-            .map_err(|source| PathError::Unreadable { path: self.at, source })
+            .map_err(|cause| PathError::Unreadable { path: self.at, cause })
     }
 }
 
@@ -273,7 +273,7 @@ fn is(stat: &Stat, kind: libc::mode_t) -> bool {
 }
 
 fn unreadable(path: &Path, error: rustix::io::Errno) -> PathError {
-    PathError::Unreadable { path: path.to_owned(), source: error.into() }
+    PathError::Unreadable { path: path.to_owned(), cause: error.into() }
 }
 
 #[cfg(test)]

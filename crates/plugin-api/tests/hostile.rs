@@ -423,8 +423,10 @@ fn a_pin_is_kept() {
     let mut bytes = std::fs::read(&library).unwrap();
     bytes.push(0);
     std::fs::write(&library, bytes).unwrap();
-    let text = error_of(VaultPlugin::start(&config));
+    let error = VaultPlugin::start(&config).err().unwrap();
+    let text = error.to_string();
     assert!(text.starts_with("vault(hostile): ") && text.contains("pinned is"), "{text}");
+    assert!(std::error::Error::source(&error).is_none(), "the cause is told once");
     config.pin = None;
     VaultPlugin::start(&config).unwrap();
 }
