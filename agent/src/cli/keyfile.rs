@@ -108,10 +108,11 @@ impl KeyFile {
             }
             Ok::<_, KeyFileError>(())
         })?;
+        let is_whole = file.read(&mut [0]).map_err(io)? == 0;
         let read = Self { path: path.into(), header, key };
         let expected = if read.is_plain() { 32 } else { SEALED_BYTES };
         let known = header.starts_with(MAGIC) && read.at(0) == VERSION && [PLAIN, ARGON2ID].contains(&read.at(1));
-        if known && length == expected { Ok(read) } else { Err(KeyFileError::NotAKey(path.into())) }
+        if known && is_whole && length == expected { Ok(read) } else { Err(KeyFileError::NotAKey(path.into())) }
     }
 
     /// Whether no passphrase is needed.
@@ -248,6 +249,8 @@ mod tests {
             std::fs::write(&path, &good[..length]).unwrap();
             assert!(matches!(KeyFile::read(&path), Err(KeyFileError::NotAKey(_))), "{length} bytes");
         }
+        std::fs::write(&path, [&good[..], &[0]].concat()).unwrap();
+        assert!(matches!(KeyFile::read(&path), Err(KeyFileError::NotAKey(_))), "a byte too many");
     }
 
     #[test]
