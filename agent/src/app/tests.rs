@@ -727,7 +727,19 @@ fn large_data_goes_through_the_shared_buffer() {
         })
     };
     assert_eq!(tool.call(&operate(Kind::Encrypt, whole, 10), |_| ()), Err(CKR_BUFFER_TOO_SMALL));
-    // What an operation took is wiped, whatever became of it.
+    // Input is wiped before the answer, whatever that is; before it was looked at, too.
+    let Request::Operate(ask) = operate(Kind::Encrypt, whole, 10) else { unreachable!() };
+    for (refused, code) in [
+        (ask, CKR_BUFFER_TOO_SMALL),
+        (Operate { object: key + 4, ..ask }, CKR_KEY_HANDLE_INVALID),
+        (Operate { token: 1, ..ask }, CKR_SLOT_ID_INVALID),
+    ] {
+        tool.connection.shared(0).unwrap().write(0, &text).unwrap();
+        assert_eq!(tool.call(&Request::Operate(refused), |_| ()), Err(code));
+        let mut left = vec![1; text.len()];
+        tool.connection.shared(0).unwrap().read(0, &mut left).unwrap();
+        assert!(left.iter().all(|byte| *byte == 0), "{code:#x}");
+    }
     tool.connection.shared(0).unwrap().write(0, &text).unwrap();
     let sealed = tool.call(&operate(Kind::Encrypt, whole, 1 << 30), output_bytes).unwrap();
     assert_eq!(sealed, b"shared 0 1000016");
