@@ -27,7 +27,15 @@ pub struct Identity {
 struct Stat {
     state: char,
     session: i32,
+    threads: u32,
     start_time: u64,
+}
+
+impl Stat {
+    /// No thread is left. The first one of a killed process may be a zombie while others, and with them its open files and locks, are still there.
+    fn has_ended(&self) -> bool {
+        matches!(self.state, 'X' | 'x') || (self.state == 'Z' && self.threads <= 1)
+    }
 }
 
 impl Identity {
@@ -38,7 +46,7 @@ impl Identity {
 
     /// Whether it runs: a stranger with its number, or a zombie, is not it.
     pub fn is_alive(&self) -> bool {
-        stat(self.pid).is_some_and(|s| s.start_time == self.start_time && !is_dead(s.state))
+        stat(self.pid).is_some_and(|s| s.start_time == self.start_time && !s.has_ended())
     }
 
     /// Sends a signal to this very process; nothing happens if it has ended.
@@ -67,7 +75,7 @@ impl Identity {
         let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
         let member = |pid: i32| {
-            let s = stat(pid).filter(|s| (s.session == self.pid || pid == self.pid) && !is_dead(s.state))?;
+            let s = stat(pid).filter(|s| (s.session == self.pid || pid == self.pid) && !s.has_ended())?;
             Some(Identity { pid, start_time: s.start_time })
         };
         pids.filter_map(member).collect()
@@ -120,10 +128,6 @@ pub fn boot_id() -> Result<String> {
     Ok(id.trim().to_owned())
 }
 
-fn is_dead(state: char) -> bool {
-    matches!(state, 'Z' | 'X' | 'x')
-}
-
 fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -136,6 +140,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat {
         state: field(3)?.chars().next()?,
         session: field(6)?.parse().ok()?,
+        threads: field(20)?.parse().ok()?,
         start_time: field(22)?.parse().ok()?,
     })
 }
@@ -150,6 +155,10 @@ mod tests {
         for name in ["mayflyd", "a) S 5 5 5", "((", " "] {
             let stat = parse_stat(&format!("42 ({name}) {tail}")).unwrap();
             assert_eq!((stat.state, stat.session, stat.start_time), ('S', 77, 123_456), "{name}");
+        }
+        for (state, threads, ended) in [('S', 1, false), ('Z', 1, true), ('Z', 2, false), ('X', 1, true)] {
+            let text = format!("42 (x) {state} 1 77 77 0 -1 4 1 0 0 0 0 0 0 0 20 0 {threads} 0 123456 1");
+            assert_eq!(parse_stat(&text).unwrap().has_ended(), ended, "{state} {threads}");
         }
         assert!(parse_stat("42 (x) S 1").is_none());
         assert!(parse_stat("").is_none());
