@@ -14,25 +14,12 @@ use super::fail::{Done, Fail};
 
 /// Shortest PIN, bytes.
 pub const PIN_BYTES_MIN: usize = 4;
-/// Memory of new verifiers, KiB (OWASP's first recommendation for Argon2id).
-pub const MEMORY_KIB: u32 = 19 * 1024;
-/// Passes of new verifiers.
-pub const PASSES: u32 = 2;
-/// Most memory that a verifier from the ledger may ask for, KiB.
-pub const MEMORY_KIB_MAX: u32 = 256 * 1024;
-/// Most passes that a verifier from the ledger may ask for.
-pub const PASSES_MAX: u32 = 16;
 /// PINs that are checked at the same time; others wait their turn.
 pub const CHECKS_AT_ONCE: usize = 2;
 
-/// The verifier of no PIN: nothing matches it. Written where a PIN is taken back (a token that is initialised anew has no user PIN).
-pub fn unset() -> PinVerifier {
-    PinVerifier { salt: [0; 16], memory_kib: 0, passes: 0, tag: [0; 32] }
-}
-
 /// Whether there is a PIN.
 pub fn is_set(verifier: Option<&PinVerifier>) -> bool {
-    verifier.is_some_and(|verifier| *verifier != unset())
+    verifier.is_some_and(|verifier| *verifier != PinVerifier::NONE)
 }
 
 /// Refuses PINs of a bad length.
@@ -52,7 +39,8 @@ pub fn check_length(pin: &[u8]) -> Done<()> {
 /// # Errors
 /// CKR_DEVICE_ERROR if the kernel gives no randomness, CKR_DEVICE_MEMORY.
 pub fn make(pin: &[u8]) -> Done<PinVerifier> {
-    let mut verifier = PinVerifier { salt: [0; 16], memory_kib: MEMORY_KIB, passes: PASSES, tag: [0; 32] };
+    let (memory_kib, passes) = (*PinVerifier::MEMORY_KIB.start(), *PinVerifier::PASSES.start());
+    let mut verifier = PinVerifier { memory_kib, passes, ..PinVerifier::NONE };
     mayfly_secmem::random(&mut verifier.salt)?;
     let mut tag = [0; 32]; // public: it goes to the ledger
     with_tag(&verifier, pin, |computed| tag = *computed)?;
@@ -63,7 +51,7 @@ pub fn make(pin: &[u8]) -> Done<PinVerifier> {
 /// Whether `pin` is the one that `verifier` was made of.
 ///
 /// # Errors
-/// CKR_DEVICE_ERROR if the verifier is beyond our limits, CKR_DEVICE_MEMORY.
+/// CKR_DEVICE_ERROR if the verifier's cost is out of bounds, CKR_DEVICE_MEMORY.
 pub fn is_right(verifier: &PinVerifier, pin: &[u8]) -> Done<bool> {
     let mut equal = false;
     with_tag(verifier, pin, |computed| equal = mayfly_secmem::ct_eq(computed, &verifier.tag))?;
@@ -72,12 +60,8 @@ pub fn is_right(verifier: &PinVerifier, pin: &[u8]) -> Done<bool> {
 
 /// Computes the tag on the secret stack and lends it to `then`, there.
 fn with_tag(verifier: &PinVerifier, pin: &[u8], then: impl FnOnce(&[u8; 32])) -> Done<()> {
-    if verifier.memory_kib > MEMORY_KIB_MAX || verifier.passes > PASSES_MAX {
-        return Err(Fail::ruled(
-            CKR_DEVICE_ERROR,
-            "pin-cost",
-            "the token's PIN verifier is too costly for this device",
-        ));
+    if !verifier.has_good_cost() {
+        return Err(Fail::ruled(CKR_DEVICE_ERROR, "pin-cost", "the token's PIN verifier is too cheap or too costly"));
     }
     let unusable = || Fail::ruled(CKR_DEVICE_ERROR, "pin-verifier", "the token's PIN verifier cannot be used");
     let params = Params::new(verifier.memory_kib, verifier.passes, 1, Some(32)).map_err(|_| unusable())?;
@@ -139,24 +123,25 @@ mod tests {
     #[test]
     fn own_memory_changes_nothing() {
         // Same inputs through the crate's own memory handling.
-        let verifier = PinVerifier { salt: *b"somesalt12345678", memory_kib: 64, passes: 2, tag: [0; 32] };
+        let verifier = PinVerifier { salt: *b"somesalt12345678", memory_kib: 20 << 10, passes: 2, tag: [0; 32] };
         let mut ours = [0; 32];
         with_tag(&verifier, b"password", |tag| ours = *tag).unwrap();
         let mut theirs = [0; 32];
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 2, 1, None).unwrap())
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(20 << 10, 2, 1, None).unwrap())
             .hash_password_into(b"password", b"somesalt12345678", &mut theirs)
             .unwrap();
         assert_eq!(ours, theirs);
     }
 
     #[test]
-    fn costly_and_senseless_verifiers_are_refused() {
+    fn verifiers_that_cost_too_much_or_little_are_refused() {
         let good = make(b"1234").unwrap();
         for bad in [
-            PinVerifier { memory_kib: MEMORY_KIB_MAX + 1, ..good.clone() },
-            PinVerifier { passes: PASSES_MAX + 1, ..good.clone() },
-            PinVerifier { memory_kib: 0, ..good.clone() },
-            PinVerifier { passes: 0, ..good.clone() },
+            PinVerifier { memory_kib: PinVerifier::MEMORY_KIB.end() + 1, ..good.clone() },
+            PinVerifier { memory_kib: PinVerifier::MEMORY_KIB.start() - 1, ..good.clone() },
+            PinVerifier { passes: PinVerifier::PASSES.end() + 1, ..good.clone() },
+            PinVerifier { passes: 1, ..good.clone() },
+            PinVerifier { memory_kib: 0, passes: 0, ..good.clone() },
         ] {
             assert_eq!(is_right(&bad, b"1234").unwrap_err().code, CKR_DEVICE_ERROR, "{bad:?}");
         }
@@ -164,8 +149,8 @@ mod tests {
 
     #[test]
     fn no_pin_matches_nothing() {
-        assert!(!is_set(None) && !is_set(Some(&unset())) && is_set(Some(&make(b"1234").unwrap())));
-        assert!(is_right(&unset(), b"").is_err());
+        assert!(!is_set(None) && !is_set(Some(&PinVerifier::NONE)) && is_set(Some(&make(b"1234").unwrap())));
+        assert!(is_right(&PinVerifier::NONE, b"").is_err());
     }
 
     #[test]

@@ -186,7 +186,7 @@ pub fn init(caller: &Caller<'_>, glance: &Glance, ask: &request::InitToken<'_>) 
     }
     set_pin(caller, glance.token, PinUser::SecurityOfficer, pins::make(ask.so_pin.0)?)?;
     if pins::is_set(token.user_pin.as_ref()) {
-        set_pin(caller, glance.token, PinUser::User, pins::unset())?;
+        set_pin(caller, glance.token, PinUser::User, PinVerifier::NONE)?;
     }
     caller.application().close_token(&glance.token);
     Ok(Reply::Done)

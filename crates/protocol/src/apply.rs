@@ -7,7 +7,7 @@ use crate::cbor::CborError;
 use crate::deal;
 use crate::entry::{Entry, EntryError, leaf_hash};
 use crate::ids::{AuthorId, DeviceId, Hash, KeyId, NetworkId, ObjectId, TokenId, public_key_id};
-use crate::record::{self, Attribute, DeviceRole, Kind, Record, TargetKind};
+use crate::record::{self, Attribute, DeviceRole, Kind, PinVerifier, Record, TargetKind};
 use crate::state::{
     AuthorTail, Device, Invite, KeyState, Membership, ObjectState, RECENT_HEADS, RECENT_SESSIONS, Session, State, Token,
 };
@@ -22,10 +22,6 @@ pub const DELEGATE_HEAD_AGE_MS_MAX: u64 = 15 * 60 * 1000;
 pub const INVITE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// Longest time between a key's record and the deadline of its acceptances: 10 minutes. Holders keep pending shards until then.
 pub const DEADLINE_MS_MAX: u64 = 10 * 60 * 1000;
-/// Most memory that checking a PIN may take, KiB: whoever may set PINs cannot keep other logins waiting for long.
-pub const PIN_MEMORY_KIB_MAX: u32 = 256 * 1024;
-/// Most passes over it.
-pub const PIN_PASSES_MAX: u32 = 16;
 /// Longest token label in bytes (CK_TOKEN_INFO).
 pub const TOKEN_LABEL_BYTES_MAX: usize = 32;
 
@@ -186,8 +182,8 @@ impl State {
             Record::Token(r) => self.check_token(time_ms, entry, r),
             Record::Pin(r) => {
                 self.need_creator(time_ms, entry, &r.token)?;
-                let cheap = r.verifier.memory_kib <= PIN_MEMORY_KIB_MAX && r.verifier.passes <= PIN_PASSES_MAX;
-                ensure(cheap, "PIN verifier is too costly")
+                let may_stand = r.verifier == PinVerifier::NONE || r.verifier.has_good_cost();
+                ensure(may_stand, "a PIN verifier takes 19 to 256 MiB and 2 to 16 passes")
             }
             Record::Key(r) => {
                 let dealer = self.need_creator(time_ms, entry, &r.token)?;

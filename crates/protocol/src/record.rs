@@ -7,6 +7,7 @@ use crate::cbor::{self, CborError};
 use crate::ids::{DeviceId, Hash, InviteId, KeyId, ObjectId, ShardId, TokenId};
 use mayfly_crypto::sign::{Alg, PublicKey};
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+use std::ops::RangeInclusive;
 
 /// Newest version of records that this crate writes.
 pub const VERSION: u8 = 1;
@@ -313,6 +314,21 @@ pub struct PinVerifier {
     /// The tag.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub tag: [u8; 32],
+}
+
+impl PinVerifier {
+    /// The verifier of no PIN: nothing matches it.
+    pub const NONE: Self = Self { salt: [0; 16], memory_kib: 0, passes: 0, tag: [0; 32] };
+    /// Memory that checking a PIN takes, KiB. Below, guessing is cheap (OWASP's first recommendation for Argon2id); above, whoever may set
+    /// PINs would keep other logins waiting.
+    pub const MEMORY_KIB: RangeInclusive<u32> = 19 * 1024..=256 * 1024;
+    /// Passes over it; as for the memory.
+    pub const PASSES: RangeInclusive<u32> = 2..=16;
+
+    /// Whether checking a PIN costs what it may.
+    pub fn has_good_cost(&self) -> bool {
+        Self::MEMORY_KIB.contains(&self.memory_kib) && Self::PASSES.contains(&self.passes)
+    }
 }
 
 /// A token is made, or its policy changed (same id).

@@ -348,6 +348,24 @@ fn a_ban_does_not_lower_the_quorum_and_the_last_witness_stays() {
 }
 
 #[test]
+fn checking_a_pin_costs_neither_too_little_nor_too_much() {
+    let mut w = World::new();
+    let pin = |memory_kib, passes, tag| record::Pin {
+        token: token("t").id,
+        user: record::PinUser::User,
+        verifier: PinVerifier { salt: [0; 16], memory_kib, passes, tag },
+    };
+    for good in [pin(0, 0, [0; 32]), pin(19 << 10, 2, [1; 32]), pin(256 << 10, 16, [1; 32])] {
+        w.post(11, &[21], good).unwrap();
+    }
+    for (memory_kib, passes) in
+        [(0, 0), (64, 2), ((19 << 10) - 1, 2), (19 << 10, 1), ((256 << 10) + 1, 2), (19 << 10, 17)]
+    {
+        w.refuses(11, &[21], pin(memory_kib, passes, [1; 32]), "rule");
+    }
+}
+
+#[test]
 fn tokens_name_their_creators() {
     let mut w = World::new();
     let record = record::Token { creators: vec![device_id(12)], devices: vec![device_id(12)], ..token("u") };
