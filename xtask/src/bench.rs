@@ -6,9 +6,7 @@ use crate::quickstart::network::Network;
 use crate::{packages, run, tree};
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt::Write as _;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -50,7 +48,7 @@ pub fn run() -> Result<()> {
     packages::ensure(packages::For::Quickstart)?;
     run::show(Command::new("cargo").current_dir(&root).args(["build", "--release", "--workspace"]))?;
     let programs = tree::built("release")?;
-    let folder = Folder::new()?;
+    let folder = tree::Folder::new("bench")?;
     let mut figures = vec![start_time(&folder.0, &programs)?];
     figures.extend(rates(&folder.0, &programs)?);
     figures.extend(idle(&folder.0, &programs)?);
@@ -62,25 +60,6 @@ pub fn run() -> Result<()> {
     let broken: Vec<&str> = figures.iter().filter(|f| !f.kept).map(|f| f.what).collect();
     ensure!(broken.is_empty(), "not kept on this machine: {}", broken.join("; "));
     Ok(())
-}
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("mayfly-bench-{}", std::process::id()));
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("bench: cannot remove {}: {error}", self.0.display());
-        }
-    }
 }
 
 fn start_time(folder: &Path, programs: &Path) -> Result<Figure> {

@@ -6,8 +6,6 @@
 use crate::{packages, run, tree};
 use anyhow::{Context, Result, bail, ensure};
 use network::Network;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -31,7 +29,7 @@ pub fn run() -> Result<()> {
     let root = tree::root()?;
     packages::ensure(packages::For::Quickstart)?;
     run::show(Command::new("cargo").current_dir(&root).args(["build", "--release", "--workspace"]))?;
-    let folder = Folder::new()?;
+    let folder = tree::Folder::new("quickstart")?;
     let mut story = Story::begin(&folder.0, &tree::built("release")?, &root.join("README.md"))?;
     story.tell()?;
     story.network.down().context("the network could not be ended")?;
@@ -39,26 +37,6 @@ pub fn run() -> Result<()> {
         "\nDone: every step was verified, and no process is left. Your own network: `mayfly dev up --dir DIR`, then see README.md."
     );
     Ok(())
-}
-
-/// A folder of our own that goes when we go.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("mayfly-quickstart-{}", std::process::id()));
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("quickstart: cannot remove {}: {error}", self.0.display());
-        }
-    }
 }
 
 struct Story {
