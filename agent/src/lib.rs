@@ -13,4 +13,5 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod join_token;
+mod moment;
 pub mod node;

@@ -40,6 +40,8 @@ pub trait Keys: Send + Sync {
 
 /// [`Keys`] and what `mayfly status` and its like tell.
 pub trait Agent: Keys {
+    /// The newest verified state, in effect or not: only to tell people of.
+    fn tip(&self) -> Arc<State>;
     /// Where the agent stands.
     fn phase(&self) -> Phase;
     /// Whether keys may be used now, and why not.
@@ -84,6 +86,10 @@ impl Keys for Node {
 }
 
 impl Agent for Node {
+    fn tip(&self) -> Arc<State> {
+        self.replica().tip()
+    }
+
     fn phase(&self) -> Phase {
         Node::phase(self)
     }

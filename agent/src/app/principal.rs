@@ -147,6 +147,18 @@ impl Accounts {
         owner.filter(|_| !has_entry).unwrap_or(uid)
     }
 
+    /// Whether a rule (see [`Principal::matches`]) names an account of this host. What it says of other devices cannot be judged here, and
+    /// a number may be anybody's.
+    pub fn knows(&self, rule: &str, device: &str) -> bool {
+        let (subject, place) = rule.rsplit_once('@').map_or((rule, None), |(subject, place)| (subject, Some(place)));
+        let is_named = match subject.split_once('=') {
+            Some(("user", name)) => name.parse::<u32>().is_ok() || self.users.iter().any(|(user, ..)| user == name),
+            Some(("group", name)) => self.groups.iter().any(|(group, ..)| group == name),
+            _ => false,
+        };
+        is_named || place.is_some_and(|place| place != device)
+    }
+
     /// Reads the text of `passwd(5)` and `group(5)`. Lines that are not of their form are passed over.
     pub fn parse(passwd: &str, group: &str, overflow_uid: u32) -> Self {
         let user = |line: &str| {
@@ -288,6 +300,22 @@ mod tests {
         ];
         for (uid, gid, groups, rule, expected) in cases {
             assert_eq!(principal(*uid, *gid, groups).matches(rule, "web1"), *expected, "uid {uid}: {rule}");
+        }
+    }
+
+    #[test]
+    fn names_that_no_account_has() {
+        let accounts = Accounts::parse("web:x:33:33::/:/bin/sh\n", "ssl-cert:x:110:web\n", 65_534);
+        for (rule, known) in [
+            ("user=web", true),
+            ("group=ssl-cert", true),
+            ("user=nosuchuser", false),
+            ("group=web", false),
+            ("user=nosuchuser@here", false),
+            ("user=nosuchuser@elsewhere", true),
+            ("user=1234", true),
+        ] {
+            assert_eq!(accounts.knows(rule, "here"), known, "{rule}");
         }
     }
 

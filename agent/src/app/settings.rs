@@ -5,7 +5,7 @@ use mayfly_protocol::record::{KeyPolicy, Residency, VaultOpening};
 use mayfly_protocol::state::State;
 use serde::Deserialize;
 
-use super::ck::CKR_FUNCTION_FAILED;
+use super::ck::{CKR_FUNCTION_FAILED, CKR_FUNCTION_REJECTED};
 use super::fail::{Done, Fail};
 use crate::node::Holders;
 
@@ -81,10 +81,23 @@ impl Default for KeyDefaults {
 }
 
 impl KeyDefaults {
-    /// Who gets shards.
-    pub fn holders(&self, state: &State) -> Holders {
-        let all = state.holders().len().min(mayfly_crypto::pedersen::MAX_SHARES);
-        Holders::Count(if self.shares == 0 { all } else { self.shares })
+    /// Who gets shards of a key that needs `t`: as many as the settings say, or all holders where there are fewer, but never so few that
+    /// the loss of one is final, unless the settings themselves say so.
+    ///
+    /// # Errors
+    /// CKR_FUNCTION_REJECTED: too few holders.
+    pub fn holders(&self, holders: usize, t: u8) -> Done<Holders> {
+        let wanted = if self.shares == 0 { mayfly_crypto::pedersen::MAX_SHARES } else { self.shares };
+        let n = holders.min(wanted);
+        if n <= usize::from(t) && n < wanted {
+            let least = usize::from(t) + 1;
+            let reason =
+                format!("{holders} holders are there, and a key that any {t} of its shards make needs {least}");
+            return Err(Fail::ruled(CKR_FUNCTION_REJECTED, "holders", reason).next(format!(
+                "an administrator appoints another: `mayfly device role NAME --set holder`; a key that no holder may miss: --split {t}/{t}"
+            )));
+        }
+        Ok(if self.shares == 0 { Holders::All } else { Holders::Count(n) })
     }
 
     /// Who may put the key together.

@@ -268,6 +268,10 @@ impl Keys for TestNet {
 }
 
 impl Agent for TestNet {
+    fn tip(&self) -> Arc<State> {
+        self.state()
+    }
+
     fn phase(&self) -> Phase {
         Phase::Running
     }

@@ -348,6 +348,29 @@ fn a_token_can_be_made_new_only_where_that_is_allowed() {
 }
 
 #[test]
+fn the_first_pin_of_a_token_leaves_what_is_in_it() {
+    for dev in [true, false] {
+        let served = Served::new(dev);
+        let id = mayfly_protocol::TokenId([1; 32]);
+        let (devices, creators, allow) = (vec![], vec![], vec![]);
+        served.net.administer(mayfly_protocol::record::Token { id, label: LABEL.into(), devices, creators, allow });
+        let mut tool = Tool::new(&served, slot_id(LABEL));
+        tool.manage(serde_json::json!({ "command": "key.create", "name": "k", "type": "aes:256" })).unwrap();
+        let init = InitToken { token: tool.slot, so_pin: Pin(SO_PIN), label: LABEL };
+        tool.done(&Request::InitToken(init)).unwrap();
+        tool.login(User::SecurityOfficer, SO_PIN).unwrap();
+        tool.done(&Request::InitPin(InitPin { token: tool.slot, pin: Pin(USER_PIN) })).unwrap();
+        tool.logout().unwrap();
+        tool.login(User::User, USER_PIN).unwrap();
+        assert_eq!(tool.find(&[]).len(), 1, "dev: {dev}");
+        tool.logout().unwrap();
+        // Not the second one: C_InitToken destroys objects (PKCS#11 5.5.7), which only a development network allows.
+        let again = InitToken { token: tool.slot, so_pin: Pin(SO_PIN), label: LABEL };
+        assert_eq!(tool.done(&Request::InitToken(again)).is_ok(), dev);
+    }
+}
+
+#[test]
 fn pairs_sign_and_their_public_halves_need_no_login() {
     let served = Served::new(true);
     let mut tool = logged_in(&served);

@@ -17,6 +17,8 @@ use super::pins;
 use super::reply::{Reply, TokenLine};
 use super::throttle::Attempt;
 
+/// Longest label of a token, bytes: what CK_TOKEN_INFO holds.
+pub const LABEL_BYTES_MAX: usize = 32;
 /// Name of the slot that is shown where no token is on the ledger, so that C_InitToken can make one.
 pub const EMPTY_SLOT_NAME: &str = "mayfly";
 /// Model of every token.
@@ -125,14 +127,23 @@ fn prove(
     pin: &[u8],
 ) -> Done<()> {
     let Some(verifier) = verifier.filter(|verifier| pins::is_set(Some(verifier))) else {
-        return Err(Fail::ruled(CKR_USER_PIN_NOT_INITIALIZED, "pin", "no PIN is set")
-            .next("set it: mayfly token pin, or pkcs11-tool --init-token and --init-pin"));
+        return Err(Fail::ruled(CKR_USER_PIN_NOT_INITIALIZED, "pin", "no PIN is set").next(
+            "root or the agent's user sets it, on a device that may make keys in the token: `mayfly token pin LABEL`",
+        ));
     };
     let security_officer = user == LoginUser::SecurityOfficer;
     let attempt = Attempt { uid: caller.account, token: *token, security_officer };
     match caller.app.throttle.attempt(attempt, || pins::is_right(verifier, pin)) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Fail::ruled(CKR_PIN_INCORRECT, "pin", "the PIN is wrong")),
+        Ok(false) => {
+            let whose = if security_officer { "security officer's" } else { "user's" };
+            let state = caller.app.keys.state();
+            let label = state.tokens.get(token).map_or_else(String::new, |token| token.record.label.clone());
+            let reason = format!("the {whose} PIN of token '{label}' is wrong");
+            Err(Fail::ruled(CKR_PIN_INCORRECT, "pin", reason).next(
+                "further wrong PINs make this user wait; the security officer sets a new user's PIN: `mayfly token pin LABEL`",
+            ))
+        }
         Err(Some(fail)) => Err(fail),
         Err(None) => {
             let reason = "too many wrong PINs were given by this user; no further one is looked at for now";
@@ -156,7 +167,9 @@ pub fn log_out(caller: &Caller<'_>, glance: &Glance) -> Done<Reply> {
 /// C_InitToken on a token of the ledger.
 ///
 /// Whoever knows the security officer's PIN may; where none is set yet, in a development network anybody who sees the token, else only
-/// who manages the agent. A token with keys or objects is emptied, which only a development network allows without administrators.
+/// who manages the agent. A token with keys or objects is emptied, which only a development network allows without administrators; but
+/// who manages the agent sets the first PIN of a token, and nothing is emptied: he may make keys in it without any PIN, so it protects
+/// nothing from him.
 ///
 /// # Errors
 /// CKR_PIN_INCORRECT, CKR_FUNCTION_REJECTED, CKR_TOKEN_WRITE_PROTECTED, CKR_DEVICE_ERROR.
@@ -171,7 +184,8 @@ pub fn init(caller: &Caller<'_>, glance: &Glance, ask: &request::InitToken<'_>) 
         return Err(rejected("the token is not initialised yet; root or the agent's user does that"));
     }
     let label = label(ask.label)?;
-    let contents = contents(glance);
+    let is_first = !pins::is_set(token.so_pin.as_ref()) && caller.principal.manages();
+    let contents = if is_first { Vec::new() } else { contents(glance) };
     if !dev && !contents.is_empty() {
         return Err(rejected("the token has keys; administrators delete them first"));
     }
@@ -220,8 +234,8 @@ fn rejected(reason: &'static str) -> Fail {
 
 fn label(label: &str) -> Done<&str> {
     let label = label.trim_end_matches([' ', '\0']);
-    if label.is_empty() || label.len() > 32 || label.chars().any(char::is_control) {
-        return Err(Fail::new(CKR_ARGUMENTS_BAD, "a token's label has 1 to 32 bytes"));
+    if label.is_empty() || label.len() > LABEL_BYTES_MAX || label.chars().any(char::is_control) {
+        return Err(Fail::new(CKR_ARGUMENTS_BAD, "a token's label has 1 to 32 bytes and no control characters"));
     }
     Ok(label)
 }

@@ -3,6 +3,7 @@
 //! No agent is involved, so this works before the first device has joined and when an agent is not to be trusted. An administrator never
 //! signs on a ledger that was not verified here from its first record on.
 
+use super::announce::quoted;
 use super::ask::Question;
 use super::init;
 use super::keyfile::KeyFile;
@@ -49,6 +50,17 @@ impl Signing {
     /// With this key file and nothing else.
     pub fn of(key: PathBuf) -> Self {
         Self { admin: vec![key], passphrase_file: None, network: None }
+    }
+
+    /// The passphrase is in this file.
+    pub fn with_passphrase(self, passphrase_file: Option<PathBuf>) -> Self {
+        Self { passphrase_file, ..self }
+    }
+
+    /// What `--admin` adds to commands that are to be repeated as they were given.
+    pub fn words(&self) -> String {
+        let named = self.admin.iter().filter(|path| path.as_path() != Path::new(KEY_DEFAULT));
+        named.map(|path| format!(" --admin {}", quoted(&path.to_string_lossy()))).collect()
     }
 
     fn open_key(&self, path: &Path) -> Result<Arc<Key>> {
@@ -132,6 +144,11 @@ impl Administrator {
         self.replica.tip()
     }
 
+    /// What has taken effect.
+    pub fn effective(&self) -> Arc<State> {
+        self.replica.effective()
+    }
+
     /// The network and its gateways.
     pub fn network(&self) -> &NetworkFile {
         self.replica.network()
@@ -168,10 +185,12 @@ impl Administrator {
     }
 }
 
-/// A device by its name, or the start of its id.
+/// A device by its id, its name, or the start of its id.
 pub fn device(state: &State, name: &str) -> Result<DeviceId> {
-    if let Some((id, _)) = state.device_by_name(name) {
-        return Ok(*id);
+    // Ids first: names are chosen by those who join, and one might choose another's id.
+    let by_id = name.parse().ok().filter(|id| state.devices.contains_key(id));
+    if let Some(id) = by_id.or_else(|| state.device_by_name(name).map(|(id, _)| *id)) {
+        return Ok(id);
     }
     let mut matching = state.devices.keys().filter(|id| name.len() >= 8 && id.to_string().starts_with(name));
     match (matching.next(), matching.next()) {

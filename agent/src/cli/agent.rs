@@ -1,5 +1,6 @@
 //! The agent as the command line sees it: management requests in JSON, and the binary operations that carry secrets.
 
+use super::announce::advised;
 use anyhow::{Context, Result, bail};
 use mayfly_wire::{CallError, Connection, PROTOCOL_VERSION, Request, Response, Role, Ticket, request};
 use serde_json::Value;
@@ -10,6 +11,8 @@ use std::time::Duration;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for an answer for which the agent goes through its whole ledger: about a minute for a million entries.
 pub const LONG_ANSWER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Longest wait for the next step after a refusal.
+const ADVICE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The account that packages run the agent under.
 const AGENT_USER: &str = "mayfly";
 
@@ -28,14 +31,7 @@ impl Agent {
         })?;
         check_peer(&connection, path)?;
         let mut agent = Self { connection, ticket: Vec::new(), path: path.to_owned() };
-        let hello = request::Hello {
-            version_min: PROTOCOL_VERSION,
-            version_max: PROTOCOL_VERSION,
-            role: Role::Command,
-            process_start: 0,
-            name: "mayfly",
-        };
-        let answer = agent.connection.hello(Ticket::default(), hello).map_err(|e| explain(e, path))?;
+        let answer = agent.connection.hello(Ticket::default(), hello()).map_err(|e| explain(e, path))?;
         agent.ticket = answer.ticket.0.to_vec();
         Ok(agent)
     }
@@ -79,6 +75,16 @@ impl Agent {
     }
 }
 
+fn hello() -> request::Hello<'static> {
+    request::Hello {
+        version_min: PROTOCOL_VERSION,
+        version_max: PROTOCOL_VERSION,
+        role: Role::Command,
+        process_start: 0,
+        name: "mayfly",
+    }
+}
+
 /// One management request on a connection of its own.
 pub fn ask(socket: &Path, request: &Value) -> Result<Value> {
     Agent::connect(socket)?.ask(request, |_| ())
@@ -103,12 +109,25 @@ fn uid_of(user: &str) -> Option<u32> {
     line.split(':').nth(2)?.parse().ok()
 }
 
+/// What the agent advises after this refusal: what `mayfly why` would tell.
+fn next_step(path: &Path, reason: &str) -> Option<String> {
+    let mut connection = Connection::connect(path, Some(ADVICE_TIMEOUT)).ok()?;
+    connection.hello(Ticket::default(), hello()).ok()?;
+    let why: Value = serde_json::from_str(&connection.manage(r#"{"command":"why"}"#, |_| ()).ok()?).ok()?;
+    let newest =
+        why.get("refusals")?.as_array()?.iter().find(|r| r.get("reason").and_then(Value::as_str) == Some(reason))?;
+    Some(newest.get("next")?.as_str()?.to_owned())
+}
+
 fn explain(error: CallError, path: &Path) -> anyhow::Error {
     match error {
         CallError::Refused { code, reason, .. } if reason.is_empty() => {
             anyhow::anyhow!("the agent refused ({code:#x}); `mayfly why` may tell more")
         }
-        CallError::Refused { reason, .. } => anyhow::anyhow!(reason),
+        CallError::Refused { reason, .. } => match next_step(path, &reason) {
+            Some(next) => advised(reason, next),
+            None => anyhow::anyhow!(reason),
+        },
         other => anyhow::Error::new(other)
             .context(format!("the agent at {} did not answer as it should; its log may tell why", path.display())),
     }

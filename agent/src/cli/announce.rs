@@ -3,8 +3,9 @@
 //! Labels, names and reasons come from applications, other hosts and the ledger. What could move a terminal's cursor, hide text or turn its
 //! direction is never printed as it is.
 
+pub use crate::moment::moment;
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -35,6 +36,18 @@ impl Announcer {
         match writeln!(out, "{text}").and_then(|()| out.flush()) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print the result"),
             _ => Ok(()),
+        }
+    }
+
+    /// A failure, on standard error: the text with its causes, and the next step where it is known.
+    pub fn failure(&self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        let next = error.chain().find_map(|cause| cause.downcast_ref::<Advised>()).map(|advised| advised.next.as_str());
+        if self.json {
+            eprintln!("{}", json_text(&json!({"error": text, "next": next})));
+        } else {
+            eprintln!("mayfly: {}", plain_lines(&text));
+            next.iter().for_each(|next| eprintln!("  next: {}", plain_lines(next)));
         }
     }
 
@@ -94,6 +107,30 @@ fn is_unprintable(c: char) -> bool {
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
+/// A word as a shell reads it back.
+pub fn quoted(word: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', "'\\''")).into()
+}
+
+/// What failed, and what to do next: errors of commands that know it.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Advised {
+    /// What failed.
+    pub text: String,
+    /// The next step.
+    pub next: String,
+}
+
+/// An error with its next step.
+pub fn advised(text: impl Into<String>, next: impl Into<String>) -> anyhow::Error {
+    Advised { text: text.into(), next: next.into() }.into()
+}
+
 /// Rows with aligned columns; the first row is the heading.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -131,42 +168,9 @@ pub fn short(id: &str) -> String {
     id.chars().take(8).collect()
 }
 
-/// A moment in milliseconds since the epoch as `2026-11-20 18:44:03 UTC`.
-pub fn moment(ms: u64) -> String {
-    let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);
-    let (year, month, day) = civil(days);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60, seconds % 60)
-}
-
-/// Days since 1970-01-01 to year, month, day (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + z / 146_097 * 400 + u64::from(month <= 2);
-    (year, month, day_of_year - (153 * shifted + 2) / 5 + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn moments() {
-        for (ms, text) in [
-            (0, "1970-01-01 00:00:00 UTC"),
-            (951_782_400_000, "2000-02-29 00:00:00 UTC"),
-            (1_763_664_243_999, "2025-11-20 18:44:03 UTC"),
-            (4_107_542_399_000, "2100-02-28 23:59:59 UTC"),
-            (4_107_542_400_000, "2100-03-01 00:00:00 UTC"),
-        ] {
-            assert_eq!(moment(ms), text);
-        }
-    }
 
     #[test]
     fn nothing_that_a_terminal_obeys_is_printed() {
@@ -182,6 +186,15 @@ mod tests {
         let text = json_text(&value);
         assert!(text.chars().all(|c| c == '\n' || !is_unprintable(c)), "{text}");
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value, "the same to a program");
+    }
+
+    #[test]
+    fn words_for_a_shell() {
+        for (word, shown) in
+            [("a-b/c.d", "a-b/c.d"), ("", "''"), ("a b", "'a b'"), ("it's", "'it'\\''s'"), ("$x", "'$x'")]
+        {
+            assert_eq!(quoted(word), shown);
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! PINs and passphrases: from a file, the environment or the terminal, straight into locked memory.
 
+use super::announce::plain;
 use anyhow::{Context, Result, ensure};
 use mayfly_secmem::{Exhausted, SecretBytes, ct_eq};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -48,6 +49,18 @@ impl Question<'_> {
         }
         Ok(first)
     }
+}
+
+/// Asks for a plain yes where a person sits at a terminal; scripts are not asked.
+pub fn confirm(question: &str) -> Result<()> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(());
+    }
+    eprint!("{} Type yes to go on: ", plain(question));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    ensure!(answer.trim() == "yes", "nothing was changed");
+    Ok(())
 }
 
 /// A file, or standard input itself: std's `Stdin` would keep a copy in its buffer.

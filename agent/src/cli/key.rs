@@ -2,6 +2,7 @@
 
 use super::agent::{Agent, ask};
 use super::announce::{Announcer, field, moment, short, table};
+use super::ask::confirm;
 use super::value::{self, Split};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -71,7 +72,7 @@ pub struct List {
     token: Option<String>,
 }
 
-/// Show a key: its shards, who may use it, and what its settings cost
+/// Show a key: its shards, who may use it, how long it lives when it is put together
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  mayfly key show web")]
 pub struct Show {
@@ -91,6 +92,9 @@ pub struct Delete {
     /// The token, if two keys have this name
     #[arg(long, value_name = "LABEL")]
     token: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
 }
 
 impl Key {
@@ -110,11 +114,21 @@ impl Key {
                 out.result(&ask(socket, &request("key.show", wanted))?, show)?;
             }
             Key::Delete(c) => {
-                let name = c.name.clone();
-                let wanted = [("key", Some(Value::from(c.name))), ("token", c.token.map(Value::from))];
+                let named =
+                    || [("key", Some(Value::from(c.name.clone()))), ("token", c.token.clone().map(Value::from))];
+                let key = ask(socket, &request("key.show", named()))?;
+                if !c.yes {
+                    let network = field(&ask(socket, &json!({"command": "status"}))?, "network_name");
+                    let (what, token, id) = (describe(&key), field(&key, "token"), field(&key, "id"));
+                    confirm(&format!(
+                        "In token '{token}' of network '{network}': {what}; id {id}. It is deleted for ever."
+                    ))?;
+                }
+                // By its id: what was shown is what is deleted.
+                let wanted = [("key", key.get("id").cloned()), ("token", None)];
                 let deleted = ask(socket, &request("key.delete", wanted))?;
                 out.result(&deleted, |_| {
-                    format!("key '{name}' is deleted: it is hidden now, and holders erase its shards")
+                    format!("key '{}' is deleted: it is hidden now, and holders erase its shards", field(&key, "name"))
                 })?;
             }
         }
@@ -171,8 +185,10 @@ fn describe(key: &Value) -> String {
     } else {
         ""
     };
+    let warnings = key.get("warnings").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let warnings: String = warnings.map(|warning| format!("\nwarning: {warning}")).collect();
     format!(
-        "key '{}' ({}): any {} of {} shards are needed; held by {}{below}",
+        "key '{}' ({}): any {} of {} shards are needed; held by {}{below}{warnings}",
         field(key, "name"),
         field(key, "type"),
         field(key, "t"),
@@ -194,12 +210,13 @@ fn list(keys: &Value) -> String {
     if keys.is_empty() {
         return "no keys; `mayfly key create NAME --type aes:256` makes one".into();
     }
-    let heading = ["NAME", "TYPE", "SPLIT", "GEN", "EPOCH", "TOKEN", "HOLDERS"].map(String::from).to_vec();
+    let heading = ["NAME", "ID", "TYPE", "SPLIT", "GEN", "EPOCH", "TOKEN", "HOLDERS"].map(String::from).to_vec();
     let row = |key: &Value| {
         let split = format!("{}/{}", field(key, "t"), field(key, "n"));
         let fields = ["gen", "epoch", "token"].map(|name| field(key, name));
         let [gen_number, epoch, token] = fields;
-        vec![field(key, "name"), field(key, "type"), split, gen_number, epoch, token, holders(key).join(", ")]
+        let id = short(&field(key, "id"));
+        vec![field(key, "name"), id, field(key, "type"), split, gen_number, epoch, token, holders(key).join(", ")]
     };
     table(&std::iter::once(heading).chain(keys.iter().map(row)).collect::<Vec<_>>())
 }
@@ -219,7 +236,6 @@ fn show(key: &Value) -> String {
         ("IV modes", "iv_modes"),
         ("origin", "origin"),
         ("state", "state"),
-        ("cost", "cost"),
     ] {
         if key.get(name).is_some() {
             text.push_str(&format!("{title:20} {}\n", field(key, name)));

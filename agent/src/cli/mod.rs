@@ -4,7 +4,8 @@
 //! ledger's gateway. It must never see a key, a shard or a root; PINs, passphrases and join tokens are read into locked memory and go on
 //! in binary form, never in JSON.
 //!
-//! Exit status: 0 done, 1 refused or failed (the reason and the next step are on standard error), 2 wrong use.
+//! Exit status: 0 done, 1 refused or failed (the reason and the next step are on standard error; with --json as `error` and `next`),
+//! 2 wrong use.
 
 mod admin;
 mod agent;
@@ -89,17 +90,17 @@ pub fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let cli = Cli::parse();
-    match run(cli) {
+    let out = Announcer::new(cli.global.json);
+    match run(cli, out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mayfly: {}", announce::plain_lines(&format!("{error:#}")));
+            out.failure(&error);
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    let out = Announcer::new(cli.global.json);
+fn run(cli: Cli, out: Announcer) -> anyhow::Result<()> {
     let socket = &cli.global.socket;
     match cli.command {
         Command::Init(c) => c.run(&out),
@@ -145,6 +146,61 @@ mod tests {
                 assert!(example.contains(&words), "the example of `{words}` does not use it");
             }
         });
+    }
+
+    /// What stands between backquotes in a source and starts with `mayfly `, as it is shown.
+    fn named_commands(source: &str) -> Vec<String> {
+        let parts = source.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+        parts.filter(|part| part.starts_with("mayfly ")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_command_that_a_text_names_exists() {
+        use clap::error::ErrorKind::{
+            DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument, MissingSubcommand,
+        };
+        let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let mut folders = vec![PathBuf::from(sources)];
+        let mut seen = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if entry.is_dir() {
+                    folders.push(entry);
+                } else if entry.extension().is_some_and(|end| end == "rs") {
+                    for command in named_commands(&std::fs::read_to_string(&entry).unwrap()) {
+                        seen += 1;
+                        let words = example_words(&command);
+                        if let Err(error) = Cli::try_parse_from(&words) {
+                            // A text may name a command without its arguments, but none that there is not.
+                            let is_partial = [
+                                DisplayHelp,
+                                DisplayHelpOnMissingArgumentOrSubcommand,
+                                MissingRequiredArgument,
+                                MissingSubcommand,
+                            ]
+                            .contains(&error.kind());
+                            assert!(is_partial, "{}: `{command}` as {words:?}: {error}", entry.display());
+                        }
+                    }
+                }
+            }
+        }
+        assert!(seen > 30, "only {seen} commands were found: does this test look at the right place?");
+    }
+
+    /// The words of a command in a format string: `{name}` stands for a word, and for nothing at the end of one.
+    fn example_words(command: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for word in command.split_whitespace().take_while(|word| *word != "|") {
+            // `a|b`: one of them.
+            let word = word.split('|').next().unwrap_or(word);
+            let bare = word.split_once('{').map_or(word, |(before, _)| before);
+            match (bare, word.contains('{')) {
+                ("", true) => words.push("x".to_owned()),
+                (bare, _) => words.push(bare.to_owned()),
+            }
+        }
+        words
     }
 
     #[test]

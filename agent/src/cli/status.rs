@@ -32,8 +32,11 @@ fn people(status: &Value) -> String {
             format!("NO, nothing is released: {reason}")
         }
     };
-    let connected =
-        if ledger.get("connected") == Some(&Value::Bool(true)) { "connected to" } else { "NOT connected; last" };
+    let connected = match (ledger.get("connected"), ledger.get("last_error").and_then(Value::as_str)) {
+        (Some(Value::Bool(true)), _) => "connected to".into(),
+        (_, Some(why)) => format!("NOT connected ({why}); last"),
+        _ => "NOT connected; last".into(),
+    };
     let software =
         if vault.get("software_only") == Some(&Value::Bool(true)) { " (software only: for development)" } else { "" };
     let memory_kind = if memory.get("memfd_secret") == Some(&Value::Bool(true)) { "memfd_secret" } else { "mlock" };
@@ -56,9 +59,10 @@ fn people(status: &Value) -> String {
         (
             "witnesses",
             format!(
-                "{} of {} must sign; {} may lie",
+                "{} of {} must sign, {} can; the ledger stays one even if {} of them lie",
                 field(witnesses, "quorum"),
                 field(witnesses, "n"),
+                field(witnesses, "active"),
                 field(witnesses, "tolerated_liars")
             ),
         ),
@@ -97,13 +101,13 @@ mod tests {
     #[test]
     fn says_what_is_wrong() {
         let status = json!({"device": "agent-1", "membership": "member", "roles": ["holder"], "fresh": false, "fresh_reason": "1 of 2 answered",
-            "ledger": {"connected": false, "gateway": "g:1", "size": 9, "effective_size": 8, "alarm": "the ledger has forked"},
+            "ledger": {"connected": false, "last_error": "the device is banned", "gateway": "g:1", "size": 9, "effective_size": 8, "alarm": "the ledger has forked"},
             "vault": {"kind": "file", "generation": 1, "software_only": true}, "warnings": ["clock differs"],
             "peers": [{"device": "agent-2", "address": "a:1", "connected": false, "reason": "refused"}]});
         let text = people(&status);
         for part in [
             "NO, nothing is released: 1 of 2",
-            "NOT connected",
+            "NOT connected (the device is banned)",
             "software only",
             "ALARM: the ledger has forked",
             "clock differs",

@@ -2,15 +2,17 @@
 
 use super::admin::{Administrator, Signing};
 use super::agent::{Agent, ask};
-use super::announce::{Announcer, field, table};
+use super::announce::{Announcer, advised, field, quoted, table};
 use super::ask::Question;
 use super::value;
+use crate::app::pins::PIN_BYTES_MIN;
+use crate::app::tokens::LABEL_BYTES_MAX;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use mayfly_protocol::record;
 use mayfly_protocol::{State, TokenId};
 use mayfly_secmem::SecretBytes;
-use mayfly_wire::{Pin, Request, Response, User, request};
+use mayfly_wire::{PIN_BYTES_MAX, Pin, Request, Response, User, request};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -69,6 +71,8 @@ pub struct Create {
 pub struct List {}
 
 /// Set a PIN: the user's by the security officer's, or one's own by the old one
+///
+/// Of a token that has no PINs yet, root or the agent's user sets both, on a device that may make keys in it.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example: the security officer sets the user's PIN\n  mayfly token pin web --so-pin-file so --new-pin-file user\n\
@@ -115,11 +119,18 @@ impl Create {
         // PINs first: nothing is made if they are not there.
         let pins = if self.without_pins { None } else { Some(self.pins()?) };
         let mut administrator = Administrator::open(&self.signing)?;
+        if pins.is_some() {
+            self.check_agent(socket, &administrator.state())?;
+        }
         let made = create(&mut administrator, &self.label, &self.devices, &self.creators, &self.allow)?;
         administrator.wait_effective()?;
         if let Some((so_pin, user_pin)) = pins {
             set_first_pins(socket, &self.label, &so_pin, &user_pin)
-                .context("the token was made, but has no PINs yet; `mayfly token pin` sets them")?;
+                .with_context(|| "the token was made, but has no PINs yet")
+                .map_err(|error| {
+                    let label = quoted(&self.label);
+                    advised(format!("{error:#}"), format!("`mayfly token pin {label}` on one of its devices sets them"))
+                })?;
         }
         out.result(&made, |token| {
             format!("token '{}' is made; applications see it on every device named for it", field(token, "label"))
@@ -128,20 +139,45 @@ impl Create {
     }
 
     fn pins(&self) -> Result<(SecretBytes, SecretBytes)> {
-        let so = Question {
-            what: "security officer's PIN",
-            file: self.so_pin_file.as_deref(),
-            variable: SO_PIN_VARIABLE,
-            is_new: true,
-        };
-        let user = Question {
-            what: "user PIN",
-            file: self.user_pin_file.as_deref(),
-            variable: USER_PIN_VARIABLE,
-            is_new: true,
-        };
-        Ok((so.ask()?, user.ask()?))
+        let so = new_pin("security officer's PIN", self.so_pin_file.as_deref(), SO_PIN_VARIABLE)?;
+        Ok((so, new_pin("user PIN", self.user_pin_file.as_deref(), USER_PIN_VARIABLE)?))
     }
+
+    /// Whether this device's agent can set the PINs: what it would refuse must not leave a token without PINs behind.
+    fn check_agent(&self, socket: &Path, state: &State) -> Result<()> {
+        const ELSEWHERE: &str =
+            "do this on one of its devices, as root or the agent's user, or make it with --without-pins";
+        let status = ask(socket, &json!({"command": "status"}))
+            .map_err(|error| advised(format!("the PINs cannot be set: {error:#}"), ELSEWHERE))?;
+        let refuse = |why: &str| Err(advised(format!("the PINs cannot be set: {why}; nothing was made"), ELSEWHERE));
+        if status.get("network") != Some(&json!(state.network.to_string())) {
+            return refuse("this device's agent is of another network");
+        }
+        if status.get("manages") != Some(&json!(true)) {
+            return refuse("only root and the agent's own user may set a token's first PINs");
+        }
+        let own = status.get("device").and_then(Value::as_str).unwrap_or_default();
+        let named = |devices: &[String]| -> Result<bool> {
+            let ids = device_ids(state, devices)?;
+            Ok(ids.is_empty() || ids.iter().any(|id| state.device_name(id) == own))
+        };
+        if !named(&self.devices)? || !named(&self.creators)? {
+            return refuse(&format!("device '{own}' is none of those that see the token and may make keys in it"));
+        }
+        Ok(())
+    }
+}
+
+/// A PIN that nobody has had yet, of a length that agents take.
+fn new_pin(what: &str, file: Option<&Path>, variable: &str) -> Result<SecretBytes> {
+    let pin = Question { what, file, variable, is_new: true }.ask()?;
+    let lengths = PIN_BYTES_MIN..=PIN_BYTES_MAX;
+    ensure!(
+        lengths.contains(&pin.len()),
+        "the {what} has {} bytes; a PIN has {PIN_BYTES_MIN} to {PIN_BYTES_MAX}; nothing was changed",
+        pin.len()
+    );
+    Ok(pin)
 }
 
 /// Posts the TOKEN record.
@@ -154,6 +190,10 @@ pub fn create(
 ) -> Result<Value> {
     let state = administrator.state();
     ensure!(state.token_by_label(label).is_none(), "there is a token '{label}' already");
+    ensure!(
+        (1..=LABEL_BYTES_MAX).contains(&label.trim().len()) && !label.chars().any(char::is_control),
+        "a token's label has 1 to {LABEL_BYTES_MAX} bytes and no control characters"
+    );
     let mut id = [0; 32];
     getrandom::fill(&mut id).context("the kernel gave no randomness")?;
     let record = record::Token {
@@ -214,12 +254,18 @@ fn wait_until_seen(agent: &mut Agent, label: &str) -> Result<u32> {
 
 impl SetPin {
     fn run(self, out: &Announcer, socket: &Path) -> Result<()> {
+        let has_pins = self.has_pins(socket)?;
+        if !has_pins && self.change.is_none() {
+            return self.set_first(out, socket);
+        }
+        if !has_pins {
+            let next = format!("`mayfly token pin {}` sets both PINs", quoted(&self.label));
+            return Err(advised(format!("token '{}' has no PINs yet", self.label), next));
+        }
         let variable = if self.change == Some(Who::User) { USER_PIN_VARIABLE } else { SO_PIN_VARIABLE };
         let what = if self.change == Some(Who::User) { "old user PIN" } else { "security officer's PIN" };
         let old = Question { what, file: self.so_pin_file.as_deref(), variable, is_new: false }.ask()?;
-        let new =
-            Question { what: "new PIN", file: self.new_pin_file.as_deref(), variable: NEW_PIN_VARIABLE, is_new: true }
-                .ask()?;
+        let new = new_pin("new PIN", self.new_pin_file.as_deref(), NEW_PIN_VARIABLE)?;
         let mut agent = Agent::connect(socket)?;
         let token = agent.slot(&self.label)?;
         match self.change {
@@ -234,6 +280,28 @@ impl SetPin {
         out.result(&json!({"label": label, "set": true}), |_| format!("the PIN of token '{label}' is set"))?;
         Ok(())
     }
+
+    /// Whether the security officer has a PIN: then both PINs are set by theirs.
+    fn has_pins(&self, socket: &Path) -> Result<bool> {
+        let tokens = ask(socket, &json!({"command": "token.list"}))?;
+        let mut tokens = tokens.as_array().into_iter().flatten();
+        let token = tokens.find(|token| token.get("label").and_then(Value::as_str) == Some(&self.label));
+        let token = token.with_context(|| {
+            format!("no token '{}' is seen on this device; `mayfly token list` names those that are", self.label)
+        })?;
+        Ok(token.get("so_pin_set") == Some(&Value::Bool(true)))
+    }
+
+    fn set_first(&self, out: &Announcer, socket: &Path) -> Result<()> {
+        let so = new_pin("security officer's new PIN", self.so_pin_file.as_deref(), SO_PIN_VARIABLE)?;
+        let user = new_pin("user's new PIN", self.new_pin_file.as_deref(), NEW_PIN_VARIABLE)?;
+        set_first_pins(socket, &self.label, &so, &user)?;
+        let label = &self.label;
+        out.result(&json!({"label": label, "set": true, "first": true}), |_| {
+            format!("token '{label}' had no PINs; the security officer's and the user's are set")
+        })?;
+        Ok(())
+    }
 }
 
 fn list(tokens: &Value) -> String {
@@ -243,7 +311,10 @@ fn list(tokens: &Value) -> String {
     }
     let heading = ["LABEL", "SLOT", "KEYS", "USER PIN", "DEVICES", "ALLOWED USERS"].map(String::from).to_vec();
     let row = |token: &Value| {
-        ["label", "slot", "keys", "user_pin_set", "devices", "allow"].map(|name| field(token, name)).to_vec()
+        let all = |name: &str| Some(field(token, name)).filter(|list| list != "-").unwrap_or_else(|| "all".into());
+        let mut cells = ["label", "slot", "keys", "user_pin_set"].map(|name| field(token, name)).to_vec();
+        cells.extend([all("devices"), all("allow")]);
+        cells
     };
     table(&std::iter::once(heading).chain(tokens.iter().map(row)).collect::<Vec<_>>())
 }
@@ -259,5 +330,6 @@ mod tests {
             &json!([{"label": "web", "slot": 7, "keys": 2, "user_pin_set": true, "devices": [], "allow": ["user=www"]}]),
         );
         assert!(text.contains("web") && text.contains("user=www") && text.contains("yes"), "{text}");
+        assert!(text.contains("  all  "), "an empty list of devices means all: {text}");
     }
 }

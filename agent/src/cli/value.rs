@@ -34,8 +34,13 @@ pub fn key_type(text: &str) -> Result<String, String> {
 
 /// Reads a use, such as `sign`.
 pub fn key_use(text: &str) -> Result<String, String> {
-    let names: Vec<&str> = Use::ALL.iter().map(|u| u.name()).collect();
-    Use::from_name(text).map(|u| u.name().to_owned()).ok_or_else(|| format!("uses are {}", names.join(", ")))
+    // The value itself is given out by attributes of PKCS#11 only.
+    let known = |u: &&Use| **u != Use::Export;
+    let names: Vec<&str> = Use::ALL.iter().filter(known).map(|u| u.name()).collect();
+    Use::from_name(text)
+        .filter(|u| known(&u))
+        .map(|u| u.name().to_owned())
+        .ok_or_else(|| format!("uses are {}", names.join(", ")))
 }
 
 /// Reads `user=NAME` or `group=NAME`, with an optional `@DEVICE`.

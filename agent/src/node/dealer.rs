@@ -84,19 +84,28 @@ impl Dealer {
         let (own, others): (Vec<_>, Vec<_>) = available.iter().partition(|d| **d == self.device);
         let chosen = match &new.holders {
             Holders::Listed(listed) => listed.clone(),
-            Holders::Count(n) => {
+            Holders::Count(_) | Holders::All => {
+                let n = if let Holders::Count(n) = new.holders { n } else { pedersen::MAX_SHARES };
                 let others = self.peers.by_preference(others).into_iter().map(|c| c.device);
-                own.into_iter().chain(others).take(*n).collect()
+                own.into_iter().chain(others).take(n).collect()
             }
         };
         let (n, t) = (chosen.len(), usize::from(new.t));
+        if let Holders::Count(wanted) = new.holders
+            && (n + 1..=pedersen::MAX_SHARES).contains(&wanted)
+        {
+            let text = format!("a key of {wanted} shards needs as many holders, and {n} are there");
+            return Err(KeyError::new(KeyErrorKind::Invalid, text).next(
+                "ask for fewer shards, or an administrator names holders: `mayfly device role NAME --set holder`",
+            ));
+        }
         if t < pedersen::THRESHOLD_MIN || n < t || n > pedersen::MAX_SHARES {
             let text = format!(
                 "a key that needs {t} of {n} shards cannot be made; {} holders are there, 2 <= t <= n <= 63",
                 available.len()
             );
             return Err(KeyError::new(KeyErrorKind::Invalid, text)
-                .next("an administrator names holders: `mayfly device role NAME holder`"));
+                .next("an administrator names holders: `mayfly device role NAME --set holder`"));
         }
         Ok(chosen)
     }

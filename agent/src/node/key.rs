@@ -20,8 +20,10 @@ pub enum Material {
 /// Who gets shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holders {
-    /// So many of the devices that are holders; those that are connected first.
+    /// Exactly so many of the devices that are holders; those that are connected first.
     Count(usize),
+    /// All that are holders, up to what a key can have.
+    All,
     /// These.
     Listed(Vec<DeviceId>),
 }

@@ -9,5 +9,6 @@ mod module;
 mod openssl;
 mod processes;
 mod python;
+mod rights;
 mod socket;
 mod table;

@@ -1,6 +1,7 @@
 //! `device list`, `device show`, `peers`.
 
 use mayfly_protocol::record::DeviceRole;
+use mayfly_protocol::rules::Clocks;
 use mayfly_protocol::state::{Device, Membership, State};
 use mayfly_protocol::{DeviceId, state::KeyState};
 use serde_json::{Map, Value, json};
@@ -22,13 +23,17 @@ pub fn membership(membership: Membership) -> &'static str {
 
 /// The words for a device's roles.
 pub fn roles(device: &Device) -> Vec<&'static str> {
-    let word = |role: &DeviceRole| match role {
+    device.roles.iter().map(role).collect()
+}
+
+/// The word for a role.
+pub fn role(role: &DeviceRole) -> &'static str {
+    match role {
         DeviceRole::Holder => "holder",
         DeviceRole::Spare => "spare",
         DeviceRole::Witness => "witness",
         DeviceRole::PcrApprover => "pcr-approver",
-    };
-    device.roles.iter().map(word).collect()
+    }
 }
 
 /// All devices.
@@ -50,6 +55,14 @@ fn line(
         None => Value::Null,
     };
     let shards = live_keys(state).filter(|key| key.record.shards.iter().any(|shard| shard.device == *id)).count();
+    let mut line = of_ledger(id, device);
+    line.insert("connected".into(), connected);
+    line.insert("shards".into(), shards.into());
+    line
+}
+
+/// What the ledger says of a device.
+pub fn of_ledger(id: &DeviceId, device: &Device) -> Map<String, Value> {
     let line = json!({
         "name": device.name,
         "id": id.to_string(),
@@ -58,8 +71,6 @@ fn line(
         "vault": device.vault,
         "software_only": device.software_only,
         "addresses": device.addresses,
-        "connected": connected,
-        "shards": shards,
     });
     match line {
         Value::Object(line) => line,
@@ -79,9 +90,23 @@ pub fn show(caller: &Caller<'_>, name: &str) -> Done<Value> {
     let (state, peers) = (caller.app.keys.state(), caller.app.keys.peers());
     let id = names::device(&state, name)?;
     let Some(device) = state.devices.get(&id) else { return Ok(Value::Null) };
-    let now = caller.app.keys.clocks();
-    let shards: Vec<Value> = live_keys(&state)
-        .flat_map(|key| key.record.shards.iter().filter(|shard| shard.device == id).map(move |shard| (key, shard)))
+    let sessions: Vec<Value> = device
+        .sessions()
+        .iter()
+        .map(|session| json!({ "start_counter": session.start_counter, "not_after_ms": session.not_after_ms }))
+        .collect();
+    let mut line = line(caller, &state, &peers, &id, device);
+    line.insert("shards".into(), shards(&state, &id, caller.app.keys.clocks()).into());
+    line.insert("can_assemble".into(), can_assemble(&state, &id).into());
+    line.insert("sessions".into(), sessions.into());
+    line.insert("vault_generation".into(), device.vault_generation.into());
+    Ok(Value::Object(line))
+}
+
+/// The shards that a device has, by the ledger.
+pub fn shards(state: &State, id: &DeviceId, now: Option<Clocks>) -> Vec<Value> {
+    live_keys(state)
+        .flat_map(|key| key.record.shards.iter().filter(|shard| shard.device == *id).map(move |shard| (key, shard)))
         .map(|(key, shard)| {
             json!({
                 "id": shard.id.to_string(),
@@ -92,20 +117,12 @@ pub fn show(caller: &Caller<'_>, name: &str) -> Done<Value> {
                 "state": super::keys::shard_state(shard, now),
             })
         })
-        .collect();
-    let can_assemble: Vec<_> =
-        live_keys(&state).filter(|key| key.record.assemblers.contains(&id)).map(key_name).collect();
-    let sessions: Vec<Value> = device
-        .sessions()
-        .iter()
-        .map(|session| json!({ "start_counter": session.start_counter, "not_after_ms": session.not_after_ms }))
-        .collect();
-    let mut line = line(caller, &state, &peers, &id, device);
-    line.insert("shards".into(), shards.into());
-    line.insert("can_assemble".into(), can_assemble.into());
-    line.insert("sessions".into(), sessions.into());
-    line.insert("vault_generation".into(), device.vault_generation.into());
-    Ok(Value::Object(line))
+        .collect()
+}
+
+/// Names of the keys that a device may put together.
+pub fn can_assemble(state: &State, id: &DeviceId) -> Vec<String> {
+    live_keys(state).filter(|key| key.record.assemblers.contains(id)).map(key_name).collect()
 }
 
 fn key_name(key: &KeyState) -> String {

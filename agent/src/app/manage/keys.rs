@@ -17,6 +17,7 @@ use crate::app::objects::attributes::{class, put};
 use crate::app::objects::ec;
 use crate::app::objects::make::label_of;
 use crate::app::objects::template::{Draft, Template, USAGE, uses_of};
+use crate::app::principal::Accounts;
 use crate::app::settings::{self, IV_DETERMINISTIC, IV_HEDGED, IV_RANDOM};
 use crate::node::{Holders, Material, NewKey};
 
@@ -170,7 +171,7 @@ pub fn create(caller: &Caller<'_>, ask: &Create) -> Done<Value> {
     }
     let label = ask.name.trim();
     if label.is_empty() || label.len() > record::NAME_BYTES_MAX || label.chars().any(char::is_control) {
-        return Err(bad("a key's name has 1 to 64 bytes and no control characters"));
+        return Err(bad("a key's name has 1 to 64 bytes, blanks around it not counted, and no control characters"));
     }
     if names::key(caller, &state, label, Some(token)).is_ok() {
         return Err(bad("a key of this name is in the token already; names of new keys must be free"));
@@ -181,7 +182,28 @@ pub fn create(caller: &Caller<'_>, ask: &Create) -> Done<Value> {
     let made = state.keys.get(&id);
     let made =
         made.ok_or_else(|| Fail::new(CKR_DEVICE_ERROR, "the key is made, but this device does not see it yet"))?;
-    Ok(json!(line(caller, &state, made)))
+    let mut answer = json!(line(caller, &state, made));
+    let mut warnings = unknown_users(&state, caller, &made.record.policy.allow);
+    let wanted = caller.app.settings.keys.shares;
+    let shards = made.record.shards.len();
+    if ask.n.is_none() && ask.holders.is_none() && shards < wanted {
+        warnings.push(format!("the network's default is {wanted} shards, but only {shards} holders are there"));
+    }
+    if !warnings.is_empty() {
+        answer["warnings"] = warnings.into();
+    }
+    Ok(answer)
+}
+
+/// Rules that let nobody of this host in: most often a name that was mistyped.
+fn unknown_users(state: &State, caller: &Caller<'_>, allow: &[String]) -> Vec<String> {
+    let (accounts, device) = (Accounts::load(), state.device_name(&caller.app.keys.device()));
+    let unknown = allow.iter().filter(|rule| !accounts.knows(rule, &device));
+    unknown
+        .map(|rule| {
+            format!("{rule} is no account of this host (/etc/passwd, /etc/group), so it lets nobody here use the key")
+        })
+        .collect()
 }
 
 fn bad(reason: impl Into<std::borrow::Cow<'static, str>>) -> Fail {
@@ -197,11 +219,12 @@ fn plan(caller: &Caller<'_>, state: &State, token: TokenId, label: &str, ask: &C
     let mut policy = defaults.policy(allow(caller, ask), objects.uses)?;
     apply_words(&mut policy, ask)?;
     let ids = |names: &[String]| names.iter().map(|name| names::device(state, name)).collect::<Done<Vec<DeviceId>>>();
+    let t = ask.t.unwrap_or(defaults.threshold);
     let holders = match (&ask.holders, ask.n) {
         (Some(listed), n) if n.is_none_or(|n| n == listed.len()) => Holders::Listed(ids(listed)?),
         (Some(_), _) => return Err(bad("n is not the number of holders that are listed")),
         (None, Some(n)) => Holders::Count(n),
-        (None, None) => defaults.holders(state),
+        (None, None) => defaults.holders(state.holders().len(), t)?,
     };
     let assemblers = match ask.assemblers.as_deref() {
         None => defaults.assemblers(state, caller.app.keys.device()),
@@ -220,7 +243,7 @@ fn plan(caller: &Caller<'_>, state: &State, token: TokenId, label: &str, ask: &C
         key_type,
         material: objects.material,
         origin: Origin::Dealt,
-        t: ask.t.unwrap_or(defaults.threshold),
+        t,
         holders,
         assemblers,
         attributes: objects.attributes,
@@ -265,7 +288,8 @@ struct Objects {
 /// The same objects that C_GenerateKey and C_GenerateKeyPair would make.
 fn objects(key_type: KeyType, label: &str, ask: &Create) -> Done<Objects> {
     let uses = uses(key_type, ask)?;
-    let id = hex::decode(ask.id.as_deref().unwrap_or_default()).map_err(|_| bad("id is hexadecimal"))?;
+    let id = hex::decode(ask.id.as_deref().unwrap_or_default())
+        .map_err(|_| bad("an id is hexadecimal, two digits for each byte"))?;
     let mut base = TemplateBuf::new();
     base.push_bool(CKA_TOKEN, true);
     base.push(CKA_LABEL, label.as_bytes());
@@ -317,15 +341,30 @@ fn secret(key_type: KeyType, own: &mut TemplateBuf, uses: Option<u32>) -> Done<O
 /// Bits of the uses that were asked for; `None`: what the type allows.
 fn uses(key_type: KeyType, ask: &Create) -> Done<Option<u32>> {
     let Some(words) = &ask.uses else { return Ok(None) };
+    let able = able(key_type);
     let mut bits = if ask.extractable == Some(true) { Use::Export.bit() } else { 0 };
     for word in words {
         let purpose = Use::from_name(word);
-        bits |= purpose.ok_or_else(|| bad(format!("'{word}' is no use; see mayfly key create --help")))?.bit();
+        let purpose = purpose.ok_or_else(|| bad(format!("'{word}' is no use; see `mayfly key create --help`")))?;
+        if !able.contains(&purpose) {
+            let able: Vec<_> = able.iter().map(|purpose| purpose.name()).collect();
+            return Err(bad(format!("a key of type {key_type} cannot {word}; it can {}", able.join(", "))));
+        }
+        bits |= purpose.bit();
     }
     if matches!(key_type, KeyType::Aes(_)) && bits & Use::Encrypt.bit() != 0 {
         bits |= Use::Iv.bit();
     }
     Ok(Some(bits))
+}
+
+/// What keys of this type can be used for.
+fn able(key_type: KeyType) -> &'static [Use] {
+    match key_type {
+        _ if ec::curve(key_type).is_some() => &[Use::Sign, Use::Verify, Use::Derive],
+        KeyType::Aes(_) => &Use::ALL,
+        _ => &[Use::Sign, Use::Verify, Use::Derive, Use::Iv, Use::Export],
+    }
 }
 
 /// Deletes a key, with its public half.

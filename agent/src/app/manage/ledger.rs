@@ -1,18 +1,24 @@
 //! `ledger show`, `ledger verify`: this device's own copy, entry by entry.
 
-use mayfly_protocol::record::Kind;
-use mayfly_protocol::{Entry, Record, State};
+use mayfly_protocol::ids::{Hash, ObjectId};
+use mayfly_protocol::record::{Kind, PinUser, TargetKind};
+use mayfly_protocol::{Entry, KeyId, Record, State};
 use serde_json::{Value, json};
 
+use super::devices;
 use crate::app::caller::Caller;
 use crate::app::ck::CKR_DEVICE_ERROR;
 use crate::app::fail::{Done, Fail};
 use crate::app::objects::make::label_of;
+use crate::app::pins;
+use crate::moment::moment;
 
 /// Entries that `ledger show` shows unless told otherwise.
 pub const SHOWN: u64 = 20;
 /// Most entries in one answer.
 pub const SHOWN_MAX: u64 = 1000;
+/// Grants of one record that are shown.
+const GRANTS_SHOWN: usize = 4;
 /// Entries that are read at once for verification.
 const READ_AT_ONCE: usize = 1024;
 
@@ -73,27 +79,62 @@ fn summary(state: &State, record: &Record) -> String {
         |id| state.tokens.get(id).map_or_else(|| "unknown token".to_owned(), |t| format!("token {}", t.record.label));
     match record {
         Record::Genesis(r) => format!("network {} with {} administrators", r.name, r.administrators.len()),
-        Record::Invite(r) => format!("invitation until {} ms", r.not_after_ms),
+        Record::Invite(r) => format!("invitation until {}", moment(r.not_after_ms)),
         Record::Join(r) => format!("device {} asks to join, vault {}", r.name, r.vault),
         Record::Approve(r) => format!("device {} is approved", device(&r.device)),
-        Record::Role(r) => format!("roles of {}: {:?}", device(&r.device), r.roles),
-        Record::Delegate(r) => format!("session {} of a device until {} ms", r.start_counter, r.not_after_ms),
+        Record::Role(r) => {
+            let roles: Vec<_> = r.roles.iter().map(devices::role).collect();
+            format!(
+                "roles of {}: {}",
+                device(&r.device),
+                if roles.is_empty() { "none".into() } else { roles.join(", ") }
+            )
+        }
+        Record::Delegate(r) => format!("session {} of its author until {}", r.start_counter, moment(r.not_after_ms)),
         Record::Token(r) => format!("token {}", r.label),
-        Record::Pin(r) => format!("PIN of {}", token(&r.token)),
+        Record::Pin(r) => {
+            let whose = match r.user {
+                PinUser::SecurityOfficer => "security officer's",
+                PinUser::User => "user's",
+            };
+            let change = if pins::is_set(Some(&r.verifier)) { "is set" } else { "is taken back" };
+            format!("{whose} PIN of {} {change}", token(&r.token))
+        }
         Record::Key(r) => {
             let (name, holders) =
                 (label_of(&r.attributes), r.shards.iter().map(|s| device(&s.device)).collect::<Vec<_>>());
-            format!("key {name}, {}, {} of {} shares: {}", r.key_type, r.t, r.shards.len(), holders.join(", "))
+            format!("key {name}, {}, {} of {} shards: {}", r.key_type, r.t, r.shards.len(), holders.join(", "))
         }
-        Record::Attributes(r) => format!("{} attributes of {:?} {}", r.set.len(), r.target, hex::encode(&r.id.0[..4])),
-        Record::Delete(r) => format!("{:?} {} is deleted", r.target, hex::encode(&r.id.0[..4])),
+        Record::Attributes(r) => format!("{} attributes of {}", r.set.len(), target(state, r.target, &r.id)),
+        Record::Delete(r) => format!("{} is deleted", target(state, r.target, &r.id)),
         Record::Object(r) => format!("object {} in {}", label_of(&r.attributes), token(&r.token)),
         Record::Grant(r) => {
-            let uses: u64 = r.items.iter().map(|item| u64::from(item.uses_max)).sum();
-            format!("{} grants of at most {uses} uses", r.items.len())
+            let shown = r.items.iter().take(GRANTS_SHOWN).map(|item| {
+                let key = target(state, TargetKind::Key, &Hash(item.key.0));
+                format!("{} may use {key} {} times", device(&item.assembler), item.uses_max)
+            });
+            let mut text = shown.collect::<Vec<_>>().join("; ");
+            if r.items.len() > GRANTS_SHOWN {
+                text.push_str(&format!("; and {} more grants", r.items.len() - GRANTS_SHOWN));
+            }
+            text
         }
         Record::Ban(r) => format!("device {} is banned: {}", device(&r.device), r.reason),
         Record::Unban(r) => format!("device {} is trusted again", device(&r.device)),
+    }
+}
+
+/// What a record is about, by name where there is one: deleted keys keep theirs.
+fn target(state: &State, kind: TargetKind, id: &Hash) -> String {
+    let (what, name) = match kind {
+        TargetKind::Key => ("key", state.keys.get(&KeyId(id.0)).map(|key| label_of(&key.attributes))),
+        TargetKind::PublicKey => ("public key", state.keys.get(&KeyId(id.0)).map(|key| label_of(&key.attributes))),
+        TargetKind::Object => ("object", state.objects.get(&ObjectId(id.0)).map(|object| label_of(&object.attributes))),
+    };
+    let short = hex::encode(&id.0[..4]);
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => format!("{what} {name} ({short})"),
+        None => format!("{what} {short}"),
     }
 }
 

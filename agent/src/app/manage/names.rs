@@ -26,6 +26,9 @@ pub fn may_know(caller: &Caller<'_>, state: &State, key: &KeyState) -> bool {
 /// # Errors
 /// CKR_KEY_HANDLE_INVALID: none, or none that the caller may know of; CKR_ARGUMENTS_BAD: several.
 pub fn key(caller: &Caller<'_>, state: &State, name: &str, token: Option<TokenId>) -> Done<KeyState> {
+    if name.is_empty() {
+        return Err(Fail::new(CKR_ARGUMENTS_BAD, "an empty name is no key's; give a name or an id"));
+    }
     let named = |id: &KeyId, key: &KeyState| id.to_string() == name || label_of(&key.attributes) == name;
     let found: Vec<_> = state
         .keys
@@ -82,9 +85,9 @@ pub fn token(caller: &Caller<'_>, state: &State, name: Option<&str>) -> Done<Tok
 /// # Errors
 /// CKR_ARGUMENTS_BAD.
 pub fn device(state: &State, name: &str) -> Done<DeviceId> {
-    let by_name = state.device_by_name(name).map(|(id, _)| *id);
-    let by_id = || name.parse().ok().filter(|id| state.devices.contains_key(id));
-    by_name
-        .or_else(by_id)
+    // Ids first: names are chosen by those who join, and one might choose another's id.
+    let by_id = name.parse().ok().filter(|id| state.devices.contains_key(id));
+    by_id
+        .or_else(|| state.device_by_name(name).map(|(id, _)| *id))
         .ok_or_else(|| Fail::new(CKR_ARGUMENTS_BAD, format!("there is no device '{name}'; see mayfly device list")))
 }

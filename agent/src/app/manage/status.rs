@@ -1,5 +1,6 @@
 //! `status`: how this device, its ledger and its peers are; what to worry about.
 
+use mayfly_protocol::DeviceId;
 use mayfly_protocol::head::{quorum, tolerated_liars};
 use mayfly_protocol::state::State;
 use serde_json::{Value, json};
@@ -46,6 +47,7 @@ pub fn show(caller: &Caller<'_>) -> Value {
         "network_name": state.genesis.as_ref().map(|genesis| genesis.name.clone()),
         "dev": state.policy().is_some_and(|policy| policy.dev),
         "phase": phase(&agent.phase()),
+        "manages": caller.principal.manages(),
         "membership": device.map(|device| devices::membership(device.membership)),
         "roles": device.map(devices::roles).unwrap_or_default(),
         "fresh": fresh.fresh.is_ok(),
@@ -65,6 +67,7 @@ pub fn show(caller: &Caller<'_>) -> Value {
         "witnesses": {
             "n": witnesses.len(),
             "quorum": w,
+            "active": active_witnesses(&state, &agent.tip()),
             "tolerated_liars": tolerated_liars(witnesses.len(), w),
             "answering": answering,
         },
@@ -120,6 +123,7 @@ fn warnings(state: &State, fresh: &FreshnessStatus, peers: &[PeerStatus], caller
         |device| device != own && peers.iter().any(|p| p.device == device && !p.connected && p.last_error.is_some());
     keys_without_spare(state, away, caller, &mut warnings);
     let witnesses = state.witnesses().len();
+    warnings.extend(thin_quorum(witnesses, active_witnesses(state, &caller.app.keys.tip())));
     if tolerated_liars(witnesses, quorum(witnesses)) == 0 && witnesses > 0 {
         warnings.push(format!(
             "with {witnesses} witnesses and a quorum of {} a single lying witness can split the ledger",
@@ -135,6 +139,29 @@ fn warnings(state: &State, fresh: &FreshnessStatus, peers: &[PeerStatus], caller
         warnings.push("secret memory is locked but not hidden from root: memfd_secret is not available".into());
     }
     warnings
+}
+
+/// Witnesses in effect that no ban, in effect or not, keeps from signing: without them no ban takes effect.
+fn active_witnesses(effective: &State, tip: &State) -> usize {
+    let banned = |id: &DeviceId| tip.devices.get(id).is_some_and(|device| device.is_banned());
+    effective.active_witnesses().iter().filter(|id| !banned(id)).count()
+}
+
+/// What to say of `appointed` witnesses of which `active` are not banned: a quorum is counted over all that are appointed.
+fn thin_quorum(appointed: usize, active: usize) -> Option<String> {
+    let needed = quorum(appointed);
+    let role = "take the witness role from banned devices (`mayfly device role NAME --set`)";
+    let another = "appoint another witness (`mayfly device role NAME --set holder,witness`)";
+    let advice = if active < appointed { format!("{role}, or {another}") } else { another.to_owned() };
+    if active < needed {
+        Some(format!(
+            "{active} of {appointed} witnesses are not banned, and {needed} must sign: nothing takes effect and no key is used any more"
+        ))
+    } else if active == needed && appointed > 1 {
+        Some(format!("no witness may fail: {needed} of {appointed} must sign, and {active} can; {advice}"))
+    } else {
+        None
+    }
 }
 
 /// Keys that the loss of one more holder, or of any, would stop.
@@ -167,6 +194,29 @@ fn keys_without_spare(
             let more =
                 if keys.len() > NAMED_MAX { format!(" and {} more", keys.len() - NAMED_MAX) } else { String::new() };
             warnings.push(format!("{what}: {}{more}", named.join(", ")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quorums_without_a_spare_witness_are_warned_of() {
+        for (appointed, active, warning) in [
+            (0, 0, None),
+            (1, 1, None),
+            (2, 2, Some("appoint another")),
+            (3, 3, None),
+            (3, 2, Some("take the witness role")),
+            (4, 3, Some("no witness may fail: 3 of 4 must sign, and 3 can")),
+            (4, 2, Some("2 of 4 witnesses are not banned, and 3 must sign")),
+            (5, 4, None),
+        ] {
+            let said = thin_quorum(appointed, active);
+            assert_eq!(said.is_some(), warning.is_some(), "{appointed}, {active}: {said:?}");
+            assert!(said.unwrap_or_default().contains(warning.unwrap_or_default()), "{appointed}, {active}");
         }
     }
 }

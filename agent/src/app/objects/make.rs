@@ -271,7 +271,7 @@ fn keep_key(
         material,
         origin: born.origin,
         t: defaults.threshold,
-        holders: defaults.holders(glance.state()),
+        holders: defaults.holders(glance.state().holders().len(), defaults.threshold)?,
         assemblers: defaults.assemblers(glance.state(), caller.app.keys.device()),
         attributes: born.attributes,
         public_attributes,

@@ -134,7 +134,7 @@ fn folder(dir: &Path) -> Result<PathBuf> {
 
 fn open(dir: &Path) -> Result<Book> {
     Book::read(dir)?
-        .with_context(|| format!("there is no network in {}; `mayfly dev up --dir` makes one", dir.display()))
+        .with_context(|| format!("there is no network in {}; `mayfly dev up --dir DIR` makes one", dir.display()))
 }
 
 fn status(status: &Value) -> String {

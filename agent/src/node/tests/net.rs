@@ -238,7 +238,7 @@ pub fn new_key(assemblers: Vec<DeviceId>) -> NewKey {
         material: Material::Derived,
         origin: Origin::Dealt,
         t: 2,
-        holders: Holders::Count(63),
+        holders: Holders::All,
         assemblers: Some(assemblers),
         attributes: vec![Attribute { kind: 3, value: b"key".to_vec() }],
         public_attributes: None,
