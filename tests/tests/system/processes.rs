@@ -57,6 +57,46 @@ fn down_leaves_no_process_and_may_be_repeated() {
     network.down().ok();
     assert_eq!(processes_of(&dir), Vec::<String>::new());
     network.down().ok();
+    let typo = network.mayfly(&["dev", "down", "--dir", &format!("{}-typo", dir.display())]).refused("typo");
+    assert_eq!(typo.status.code(), Some(1), "{typo}");
+}
+
+#[test]
+fn a_network_that_was_ended_is_started_again() {
+    let network = Network::three();
+    let (dir, watch) = (network.dir().display().to_string(), std::process::id().to_string());
+    network.agent(1).mayfly(&["key", "create", "k", "--type", "aes:256"]).ok();
+    network.down().ok();
+    let up = |agents: &str| network.mayfly(&["dev", "up", "--dir", &dir, "--watch-pid", &watch, "--agents", agents]);
+    up("4").refused("--agents 3");
+    assert!(up("3").ok().text().contains("runs again"));
+    network.agent(2).mayfly_reading(&["iv", "--key", "k"], b"text").ok();
+    // One agent alone has nobody to ask: it runs, and says what it waits for.
+    for name in ["agent-1", "agent-2", "agent-3"] {
+        network.dev("kill", name);
+    }
+    let alone = network.mayfly(&["dev", "start", "--dir", &dir, "agent-1"]).ok();
+    assert!(alone.text().contains("too few witnesses run (1 of 3, 2 must)"), "{alone}");
+    network.mayfly(&["dev", "start", "--dir", &dir]).ok();
+    network.agent(1).mayfly_reading(&["iv", "--key", "k"], b"text").ok();
+}
+
+#[test]
+fn an_interrupted_start_leaves_no_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("net");
+    let mut up = Command::new(program("mayfly"));
+    up.args(["dev", "up", "--dir"]).arg(&dir).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut up = up.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while processes_of(&dir.join("ledger-1")).is_empty() {
+        assert!(Instant::now() < deadline, "nothing was started");
+        sleep(Duration::from_millis(5));
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(up.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(up.wait().unwrap().code(), Some(130));
+    assert_all_end(&dir, Duration::from_millis(500));
 }
 
 #[test]
@@ -108,6 +148,7 @@ fn a_network_that_is_half_made_can_be_ended() {
     for millis in [50, 200, 450] {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("net");
+        std::fs::DirBuilder::new().create(&dir).unwrap();
         let mut up = Command::new(program("mayfly"));
         up.args(["dev", "up", "--watch-pid", &std::process::id().to_string(), "--dir"]).arg(&dir);
         let mut up = up.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

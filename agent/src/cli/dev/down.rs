@@ -1,8 +1,8 @@
 //! Ending a network, whole, half-made or long gone.
 
-use super::book::{self, Book};
+use super::book::Book;
 use super::process::{Identity, wait_for_end};
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,16 +12,11 @@ const TERM_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the kernel has to end what was killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Ends every process of the network; how many there were. The folder stays, without its book, for a look at the logs.
-pub fn down(dir: &Path) -> Result<usize> {
-    let Some(book) = Book::read(dir)? else { return Ok(0) };
-    let ended = end(&book)?;
-    match std::fs::remove_file(dir.join(book::FILE)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            bail!("cannot remove {}: {error}", dir.join(book::FILE).display())
-        }
-        _ => Ok(ended),
-    }
+/// Ends every process of the network; how many there were, `None` where there is no network. The folder stays, for a look at the logs, and
+/// for `dev up`, which starts the network again.
+pub fn down(dir: &Path) -> Result<Option<usize>> {
+    ensure!(dir.is_dir(), "there is no folder {}", dir.display());
+    Book::read(dir)?.as_ref().map(end).transpose()
 }
 
 /// Asks all to end, agents before gateways; kills what does not.

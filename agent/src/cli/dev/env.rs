@@ -1,6 +1,6 @@
 //! `DIR/env` and `DIR/agent-N/env`: what a shell needs to use the network.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -50,8 +50,7 @@ impl Env<'_> {
         ];
         let mut text = String::new();
         for (name, value) in values {
-            ensure!(!value.contains('\''), "{value} has a quotation mark; choose another --dir");
-            text.push_str(&format!("export {name}='{value}'\n"));
+            text.push_str(&format!("export {name}='{}'\n", value.replace('\'', "'\\''")));
         }
         Ok(text)
     }
@@ -70,10 +69,11 @@ mod tests {
     fn a_shell_reads_it_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("env");
-        std::fs::write(&path, text("/tmp/a b$c;\"d").unwrap()).unwrap();
-        let script = format!(". '{}' && printf '%s|%s' \"$MAYFLY_DIR\" \"$MAYFLY_USER_PIN\"", path.display());
-        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "/tmp/a b$c;\"d|1234");
-        assert!(text("/tmp/it's").is_err());
+        for dir in ["/tmp/a b$c;\"d", "/tmp/it's", "/tmp/plain"] {
+            std::fs::write(&path, text(dir).unwrap()).unwrap();
+            let script = format!(". '{}' && printf '%s|%s' \"$MAYFLY_DIR\" \"$MAYFLY_USER_PIN\"", path.display());
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{dir}|1234"));
+        }
     }
 }

@@ -1,8 +1,11 @@
 //! Faults on purpose: one process is killed, started again, stopped, or let go on.
 
+use super::book::{Part, Process};
 use super::process::{self, Identity};
 use super::{open, up};
+use crate::cli::announce::quoted;
 use anyhow::{Result, bail, ensure};
+use mayfly_protocol::head::quorum;
 use rustix::process::Signal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,8 +27,51 @@ pub fn kill(dir: &Path, name: &str) -> Result<()> {
     book.write(dir)
 }
 
-/// Starts the process again and, if asked, waits until it works.
-pub fn start(dir: &Path, name: &str, wait: bool) -> Result<()> {
+/// What was started.
+pub struct Started {
+    /// Names of the processes.
+    pub names: Vec<String>,
+    /// What they wait for, where that was not waited for here.
+    pub waits_for: Option<String>,
+}
+
+/// Starts a process again, or all that have ended, and, if asked, waits until they work.
+///
+/// An agent works when enough witnesses answer: where too few run, that is said and not waited for.
+pub fn start(dir: &Path, name: Option<&str>, wait: bool) -> Result<Started> {
+    let mut book = open(dir)?;
+    let names: Vec<String> = match name {
+        Some(name) => vec![book.process(name)?.name.clone()],
+        None => book.processes.iter().filter(|process| !process.is_alive()).map(|p| p.name.clone()).collect(),
+    };
+    ensure!(!names.is_empty(), "every process of the network runs already");
+    for name in &names {
+        let process = start_one(dir, name)?;
+        // Agents that come up before the ledger would only wait longer.
+        if process.role == Part::Ledger && (wait || names.len() > 1) {
+            up::wait_until_ready(dir, &process)?;
+        }
+    }
+    let book = open(dir)?;
+    let agents: Vec<&Process> = book.processes.iter().filter(|process| process.role == Part::Agent).collect();
+    let running = agents.iter().filter(|agent| agent.is_alive() && !agent.paused).count();
+    let needed = quorum(agents.len());
+    let starts_agents = agents.iter().any(|agent| names.contains(&agent.name));
+    if starts_agents && running < needed {
+        let rest = format!("`mayfly dev start --dir {}` starts the others", quoted(&dir.to_string_lossy()));
+        let waits_for = format!(
+            "too few witnesses run ({running} of {}, {needed} must), so no key can be used yet; {rest}",
+            agents.len()
+        );
+        return Ok(Started { names, waits_for: Some(waits_for) });
+    }
+    for agent in agents.iter().filter(|agent| wait && names.contains(&agent.name)) {
+        up::wait_until_ready(dir, agent)?;
+    }
+    Ok(Started { names, waits_for: None })
+}
+
+fn start_one(dir: &Path, name: &str) -> Result<Process> {
     let mut book = open(dir)?;
     let process = book.process(name)?;
     ensure!(!process.is_alive(), "{name} runs already");
@@ -38,7 +84,7 @@ pub fn start(dir: &Path, name: &str, wait: bool) -> Result<()> {
     process.paused = false;
     let started = process.clone();
     book.write(dir)?;
-    if wait { up::wait_until_ready(dir, &started) } else { Ok(()) }
+    Ok(started)
 }
 
 /// Stops the process and what it started (SIGSTOP): a host that hangs.

@@ -27,9 +27,15 @@ use std::path::{Path, PathBuf};
 pub enum Dev {
     Up(up::Up),
     Down(Down),
+    /// Kill a process of a network (SIGKILL)
+    #[command(after_help = "Example:\n  mayfly dev kill --dir /tmp/net agent-2")]
     Kill(Named),
     Start(Start),
+    /// Stop a process of a network (SIGSTOP): a host that hangs
+    #[command(after_help = "Example:\n  mayfly dev pause --dir /tmp/net agent-3")]
     Pause(Named),
+    /// Let a process that was paused go on (SIGCONT)
+    #[command(after_help = "Example:\n  mayfly dev resume --dir /tmp/net agent-3")]
     Resume(Named),
     Status(Status),
     #[command(hide = true)]
@@ -45,24 +51,22 @@ pub struct Down {
     dir: PathBuf,
 }
 
-/// Start a process of a network again
+/// Start a process of a network again, or all
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  mayfly dev start --dir /tmp/net agent-2")]
+#[command(after_help = "Example:\n  mayfly dev start --dir /tmp/net agent-2\n  mayfly dev start --dir /tmp/net")]
 pub struct Start {
     /// Folder of the network
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// The process: agent-1, ledger-1, …
-    name: String,
+    /// The process: agent-1, ledger-1, …; all that have ended if left out
+    name: Option<String>,
     /// Do not wait until it works (an agent works when enough witnesses answer)
     #[arg(long)]
     no_wait: bool,
 }
 
-/// Kill (SIGKILL), pause (SIGSTOP) or resume one process of a network
+// No documentation of its own: it would take the place of each command's.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  mayfly dev kill --dir /tmp/net agent-2\n  \
-    mayfly dev pause --dir /tmp/net agent-3\n  mayfly dev resume --dir /tmp/net agent-3")]
 pub struct Named {
     /// Folder of the network
     #[arg(long, value_name = "DIR")]
@@ -98,13 +102,21 @@ impl Dev {
             Dev::Up(c) => c.run(out),
             Dev::Down(c) => {
                 let ended = down::down(&folder(&c.dir)?)?;
-                out.result(&json!({"ended": ended}), |_| format!("ended {ended} processes; none is left"))?;
+                out.result(&json!({"ended": ended.unwrap_or(0)}), |_| match ended {
+                    Some(ended) => format!("ended {ended} processes; none is left"),
+                    None => format!("there is no network in {}; nothing was ended", c.dir.display()),
+                })?;
                 Ok(())
             }
             Dev::Kill(c) => c.run(out, fault::kill, "killed"),
             Dev::Start(c) => {
-                fault::start(&folder(&c.dir)?, &c.name, !c.no_wait)?;
-                out.result(&json!({"name": c.name, "done": "started"}), |_| format!("{} started", c.name))?;
+                let started = fault::start(&folder(&c.dir)?, c.name.as_deref(), !c.no_wait)?;
+                let waits = started.waits_for.as_deref();
+                let answer = json!({"name": c.name, "done": "started", "started": started.names, "waits_for": waits});
+                out.result(&answer, |_| {
+                    let waits = waits.map(|what| format!("; {what}")).unwrap_or_default();
+                    format!("{} started{waits}", started.names.join(", "))
+                })?;
                 Ok(())
             }
             Dev::Pause(c) => c.run(out, fault::pause, "paused"),

@@ -4,11 +4,12 @@ use super::address;
 use super::book::{Book, Part, Process};
 use super::down;
 use super::env::Env;
+use super::fault;
 use super::process::{self, Identity};
 use super::{check_socket_length, not_yet};
 use crate::cli::admin::{Administrator, Signing};
 use crate::cli::agent::Agent;
-use crate::cli::announce::Announcer;
+use crate::cli::announce::{Announcer, advised, quoted};
 use crate::cli::init::{self, Plan};
 use crate::cli::join::{self, NewDevice};
 use crate::cli::value;
@@ -22,7 +23,9 @@ use mayfly_secmem::SecretBytes;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The administrator's key in the network's folder.
 pub const ADMIN_KEY: &str = "administrator.key";
@@ -32,6 +35,12 @@ const TOKEN_LABEL: &str = "mayfly";
 const AGENTS_MAX: u8 = 63;
 /// How long a process may take until it works.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// The shell's environment in the network's folder, and in each agent's.
+const ENV: &str = "env";
+/// How many of a program's arguments name its configuration.
+const CONFIG_ARGUMENTS: usize = 2;
+/// Exit status of a command that a signal ended, as shells have it (128 + SIGINT).
+const INTERRUPTED: i32 = 130;
 /// How often readiness is looked at.
 const POLL: Duration = Duration::from_millis(3);
 
@@ -50,19 +59,19 @@ pub struct Up {
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=i64::from(AGENTS_MAX)))]
     threshold: u8,
     /// Kinds of vault, dealt round-robin
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…", default_value = "file")]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…", default_value = "file", hide = true)]
     vaults: Vec<VaultKind>,
     /// Store of the ledger
-    #[arg(long, value_enum, value_name = "KIND", default_value = "embedded")]
+    #[arg(long, value_enum, value_name = "KIND", default_value = "embedded", hide = true)]
     ledger: LedgerKind,
     /// How many gateways
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, hide = true, value_parser = clap::value_parser!(u8).range(1..))]
     gateways: u8,
     /// Life of assembled keys: per-operation or window:SECONDS
     #[arg(long, value_name = "LIFE", default_value = "per-operation", value_parser = value::residency)]
     residency: String,
     /// When holders open their vaults: boot, window:SECONDS or per-release
-    #[arg(long, value_name = "WHEN", default_value = "boot", value_parser = value::vault_open)]
+    #[arg(long, value_name = "WHEN", default_value = "boot", value_parser = value::vault_open, hide = true)]
     vault_open: String,
     /// Every process ends when this one does
     #[arg(long, value_name = "PID", hide = true)]
@@ -93,19 +102,57 @@ impl Up {
         self.check()?;
         let dir = super::folder(&self.dir)?;
         let started = Instant::now();
-        let mut site = Site::new(&dir, self.watch_pid)?;
+        if let Some(names) = self.start_again(&dir)? {
+            let again = json!({"dir": dir, "started": names, "env": dir.join("env")});
+            out.result(&again, |_| format!("the network in {} runs again\n\n{}", dir.display(), steps(&dir)))?;
+            return Ok(());
+        }
+        let mut site = Site::new(&dir, self.agents, self.watch_pid)?;
+        end_when_interrupted(&dir)?;
         if let Err(error) = self.make(&mut site) {
+            // Not while an interrupt ends it: that ends us as well.
+            let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
             down::end(&site.book).context("the network did not come up, and could not be ended")?;
             return Err(error.context(format!("the network did not come up; its logs are in {}", dir.display())));
         }
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         let result = json!({"dir": dir, "agents": self.agents, "threshold": self.threshold, "seconds": seconds,
             "env": dir.join("env"), "processes": site.book.status().get("processes").cloned().unwrap_or_default()});
         out.result(&result, |_| {
-            let (agents, threshold, dir) = (self.agents, self.threshold, dir.display());
-            format!("{agents} agents are ready after {seconds:.1} s; keys need {threshold} of them\n\n  . {dir}/env\n  mayfly dev down --dir {dir}")
+            let (agents, threshold) = (self.agents, self.threshold);
+            format!("{agents} agents are ready after {seconds:.1} s; keys need {threshold} of them\n\n{}", steps(&dir))
         })?;
         Ok(())
+    }
+
+    /// Starts the network that was ended in this folder, if there is one; the names of its processes.
+    fn start_again(&self, dir: &Path) -> Result<Option<Vec<String>>> {
+        ensure!(!dir.exists() || dir.is_dir(), "{} is not a folder; choose another --dir", dir.display());
+        let Some(mut book) = Book::read(dir)? else { return Ok(None) };
+        let shown = quoted(&dir.to_string_lossy()).into_owned();
+        ensure!(
+            !book.processes.iter().any(Process::is_alive),
+            "a network runs in {shown}; end it with `mayfly dev down --dir {shown}`, or start what has ended with `mayfly dev start --dir {shown}`"
+        );
+        let agents = book.processes.iter().filter(|process| process.role == Part::Agent).count();
+        // The environment is what is written last.
+        if !dir.join(ENV).exists() {
+            return Err(advised(
+                format!("the network in {shown} was never finished"),
+                format!("`rm -r {shown}`, or choose another --dir"),
+            ));
+        }
+        ensure!(
+            agents == usize::from(self.agents),
+            "a network of {agents} agents was ended in {shown}: start it with --agents {agents}, or choose another --dir"
+        );
+        for process in &mut book.processes {
+            // What they watched, if anything, was another run's.
+            process.arguments.truncate(CONFIG_ARGUMENTS);
+            process.arguments.extend(watch(self.watch_pid));
+        }
+        book.write(dir)?;
+        Ok(Some(fault::start(dir, None, true)?.names))
     }
 
     fn check(&self) -> Result<()> {
@@ -188,11 +235,10 @@ impl Up {
                 so_pin: &so_pin,
                 user_pin: &user_pin,
             };
-            env.write(&site.dir.join(agent_name(number)).join("env"))?;
-            if number == 1 {
-                env.write(&site.dir.join("env"))?;
-            }
+            env.write(&site.dir.join(agent_name(number)).join(ENV))?;
         }
+        // Last: where it is, the network is whole.
+        std::fs::copy(site.dir.join(agent_name(1)).join(ENV), site.dir.join(ENV)).context("cannot write env")?;
         Ok(())
     }
 }
@@ -205,19 +251,11 @@ struct Site {
 }
 
 impl Site {
-    fn new(dir: &Path, watch_pid: Option<u32>) -> Result<Self> {
-        check_socket_length(&dir.join(agent_name(AGENTS_MAX)).join("agent.sock"))?;
-        if let Some(book) = Book::read(dir)? {
-            ensure!(
-                !book.processes.iter().any(Process::is_alive),
-                "a network runs in {}; end it with `mayfly dev down`",
-                dir.display()
-            );
-        }
+    fn new(dir: &Path, agents: u8, watch_pid: Option<u32>) -> Result<Self> {
+        check_socket_length(&dir.join(agent_name(agents)).join("agent.sock"))?;
         init::make_private_dir(dir)?;
         ensure!(is_empty(dir)?, "{} is not empty; choose another --dir, or empty it", dir.display());
-        let watch = watch_pid.map(|pid| vec!["--watch-pid".to_owned(), pid.to_string()]).unwrap_or_default();
-        Ok(Self { dir: dir.to_owned(), book: Book::new()?, watch })
+        Ok(Self { dir: dir.to_owned(), book: Book::new()?, watch: watch(watch_pid) })
     }
 
     fn socket(&self, number: u8) -> PathBuf {
@@ -229,6 +267,8 @@ impl Site {
         let program = find_artifact(program)?;
         let config = config.to_str().with_context(|| format!("{} is not UTF-8", config.display()))?;
         let arguments = [&["--config".to_owned(), config.to_owned()], self.watch.as_slice()].concat();
+        // Whoever ends an interrupted network finds every process that was started.
+        let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = Some(process::spawn(&program, &arguments, &log(&self.dir, name))?);
         let process = Process { name: name.to_owned(), role, program, arguments, identity, paused: false };
         self.book.processes.push(process.clone());
@@ -250,6 +290,45 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// What a person does next.
+fn steps(dir: &Path) -> String {
+    let (env, dir) = (dir.join(ENV), quoted(&dir.to_string_lossy()).into_owned());
+    format!("  . {}\n  mayfly dev down --dir {dir}", quoted(&env.to_string_lossy()))
+}
+
+fn watch(pid: Option<u32>) -> Vec<String> {
+    pid.map(|pid| vec!["--watch-pid".to_owned(), pid.to_string()]).unwrap_or_default()
+}
+
+/// Held while a process is started and written down.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Ends what was started so far when `dev up` itself is ended.
+fn end_when_interrupted(dir: &Path) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot wait for signals")?;
+    let inside = runtime.enter();
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (mut interrupt, mut terminate) = (signals.0.context("SIGINT")?, signals.1.context("SIGTERM")?);
+    drop(inside);
+    let dir = dir.to_owned();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => (),
+                _ = terminate.recv() => (),
+            }
+        });
+        let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        match down::down(&dir) {
+            Ok(ended) => eprintln!("mayfly: interrupted; ended {} processes, none is left", ended.unwrap_or(0)),
+            Err(error) => eprintln!("mayfly: interrupted, and the network could not be ended: {error:#}"),
+        }
+        std::process::exit(INTERRUPTED);
+    })?;
+    Ok(())
 }
 
 /// The log file of a process.
