@@ -15,7 +15,7 @@ use mayfly_secmem::SecretBytes;
 use serde_json::json;
 use std::fs::{DirBuilder, File};
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,6 +28,8 @@ pub const ADMIN_KEY: &str = "administrator.key";
 pub const LEDGER_CONFIG: &str = "ledger-1/ledger.toml";
 /// The gateway's key.
 const LEDGER_KEY: &str = "ledger-1/gateway.key";
+/// Shortest passphrase of an administrator's key, bytes. The key's file is sealed with Argon2id; below this even that is guessed.
+const PASSPHRASE_BYTES_MIN: usize = 8;
 /// Oldest witness statement under which anything is released, in milliseconds.
 const HEAD_AGE_MS_MAX: u64 = 60_000;
 /// Largest difference between a device's clock and ledger time, in milliseconds.
@@ -46,9 +48,9 @@ pub struct Init {
     /// Where devices reach the ledger's gateway
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7440")]
     gateway: String,
-    /// Address that the gateway listens on
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:7440")]
-    gateway_listen: SocketAddr,
+    /// Address that the gateway listens on; every address of its host, with the port of --gateway, if left out
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    gateway_listen: Option<SocketAddr>,
     /// Name of the administrator
     #[arg(long, value_name = "NAME", default_value = "administrator", value_parser = value::name)]
     administrator: String,
@@ -102,8 +104,14 @@ impl Plan {
 impl Init {
     /// Runs the command.
     pub fn run(self, out: &Announcer) -> Result<()> {
-        make_private_dir(&self.dir)?;
-        // Before any question is asked.
+        let gateway_listen = match self.gateway_listen {
+            Some(address) => address,
+            None => every_address(&self.gateway)?,
+        };
+        // Before any question is asked; a folder that is not there is made after it.
+        if self.dir.exists() {
+            make_private_dir(&self.dir)?;
+        }
         for file in [NETWORK, ADMIN_KEY, LEDGER_CONFIG] {
             ensure!(
                 !self.dir.join(file).exists(),
@@ -120,13 +128,19 @@ impl Init {
                 variable: "MAYFLY_ADMIN_PASSPHRASE",
                 is_new: true,
             };
-            Some(question.ask()?)
+            let passphrase = question.ask()?;
+            ensure!(
+                passphrase.len() >= PASSPHRASE_BYTES_MIN,
+                "a passphrase of {} bytes is guessed at once; take at least {PASSPHRASE_BYTES_MIN}, such as five words; nothing was made",
+                passphrase.len()
+            );
+            Some(passphrase)
         };
         let plan = Plan {
             name: self.name,
             administrator: self.administrator,
             gateway: self.gateway,
-            gateway_listen: self.gateway_listen,
+            gateway_listen,
             passphrase,
             join_unapproved: self.join_unapproved,
             dev: self.danger_dev,
@@ -146,6 +160,13 @@ impl Init {
         })?;
         Ok(())
     }
+}
+
+/// Every address of a host, with the port of `HOST:PORT`.
+fn every_address(gateway: &str) -> Result<SocketAddr> {
+    let port = gateway.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse().ok());
+    let port = port.filter(|port| *port != 0).with_context(|| format!("'{gateway}' is no gateway; give HOST:PORT"))?;
+    Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
 }
 
 /// Makes all files of a new network in `dir`; none that exists is overwritten.
@@ -272,6 +293,21 @@ mod tests {
         assert!(KeyFile::read(&folder.path().join(ADMIN_KEY)).unwrap().is_plain());
         assert!(make(folder.path(), &plan).is_err(), "an administrator's key was overwritten");
         assert_eq!(read_network(folder.path()).unwrap().network, id);
+    }
+
+    #[test]
+    fn the_gateway_listens_where_devices_look_for_it() {
+        for (gateway, port) in [
+            ("ledger.example.org:7440", Some(7440)),
+            ("127.0.0.1:18440", Some(18440)),
+            ("[::1]:9", Some(9)),
+            ("ledger.example.org", None),
+            (":7440", None),
+            ("host:0", None),
+            ("host:70000", None),
+        ] {
+            assert_eq!(every_address(gateway).ok().map(|address| address.port()), port, "{gateway}");
+        }
     }
 
     #[test]

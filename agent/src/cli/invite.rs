@@ -1,10 +1,10 @@
 //! `mayfly invite`: a one-time join token for one device.
 
 use super::admin::{Administrator, Signing};
-use super::announce::{Announcer, field};
+use super::announce::{Announcer, field, moment};
 use super::value;
 use crate::join_token::JoinToken;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mayfly_crypto::sign::Ed25519Secret;
 use mayfly_protocol::record::{self, Gateway, Verifier};
@@ -27,14 +27,22 @@ pub struct Invite {
 impl Invite {
     /// Runs the command.
     pub fn run(self, out: &Announcer) -> Result<()> {
+        let longest = Duration::from_millis(mayfly_protocol::apply::INVITE_MS_MAX);
+        ensure!(self.expires <= longest, "an invitation is good for at most {} days", longest.as_secs() / 86_400);
         let mut administrator = Administrator::open(&self.signing)?;
+        let not_after_ms = administrator.now_ms().saturating_add(u64::try_from(self.expires.as_millis())?);
         let token = make(&mut administrator, self.expires)?.encode()?;
         // The token is a secret that people are meant to see: it goes from locked memory to standard output, once.
         let text = std::str::from_utf8(token.expose()).context("a join token is ASCII")?;
         if out.is_json() {
-            out.result(&json!({"token": text}), |v| field(v, "token"))?;
+            out.result(&json!({"token": text, "not_after_ms": not_after_ms}), |v| field(v, "token"))?;
         } else {
             writeln!(std::io::stdout(), "{text}").context("cannot print the token")?;
+            // Not on standard output: scripts take the token from there.
+            eprintln!("good for one device, until {}", moment(not_after_ms));
+            eprintln!(
+                "  next, on the new host: mayfly join - --name NAME --advertise HOST:7411, and give it the token"
+            );
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! `mayfly iv`: an IV from a key, a context and the plaintext itself.
 
 use super::agent::Agent;
-use super::announce::{Announcer, field};
+use super::announce::{Announcer, field, plain_lines};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use mayfly_wire::{DATA_BYTES_MAX, Data, INLINE_DATA_MAX, IvMode, ObjectRef, Request, Response, request};
@@ -31,7 +31,7 @@ pub struct Iv {
     /// Length in bytes, 12 to 32: 12 for GCM, 16 for CBC and CTR
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(12..=32))]
     length: u16,
-    /// Tell each step and how long it took
+    /// Tell each step and how long it took, on standard error
     #[arg(long)]
     explain: bool,
 }
@@ -82,8 +82,12 @@ impl Iv {
         };
         let Response::Iv(answer) = agent.call(&Request::Iv(request))? else { bail!("the agent gave no IV") };
         let explanation: Value = serde_json::from_str(answer.explanation).unwrap_or(Value::Null);
-        let result = json!({"iv": hex::encode(answer.iv), "key": self.key, "explanation": explanation});
-        out.result(&result, people)?;
+        let result = json!({"iv": hex::encode(answer.iv), "key": self.key, "explanation": &explanation});
+        // Not on standard output: scripts take the IV from there.
+        if !out.is_json() {
+            eprint!("{}", plain_lines(&steps(&explanation)));
+        }
+        out.result(&result, |result| field(result, "iv"))?;
         Ok(())
     }
 
@@ -106,10 +110,9 @@ fn read_all(from: impl Read, what: &str) -> Result<Vec<u8>> {
     Ok(all)
 }
 
-/// The steps, if they were asked for, and the IV on the last line.
-fn people(result: &Value) -> String {
+/// The steps, if they were asked for.
+fn steps(explanation: &Value) -> String {
     let mut text = String::new();
-    let explanation = result.get("explanation").unwrap_or(&Value::Null);
     for step in explanation.get("steps").and_then(Value::as_array).into_iter().flatten() {
         let us = step.get("us").and_then(Value::as_u64).map(|us| format!("{us} µs")).unwrap_or_default();
         text.push_str(&format!("{:22} {us:>10}  {}\n", field(step, "step"), field(step, "text")));
@@ -119,7 +122,7 @@ fn people(result: &Value) -> String {
         let verb = if holder.get("answered") == Some(&Value::Bool(true)) { "answered" } else { "did not answer" };
         text.push_str(&format!("holder {} {verb}{us}\n", field(holder, "device")));
     }
-    text + &field(result, "iv")
+    text
 }
 
 #[cfg(test)]
@@ -127,14 +130,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn explains_and_ends_with_the_iv() {
-        let result = json!({"iv": "00ff", "explanation": {"steps": [{"step": "query the ledger", "us": 12, "text": "key is valid"}],
-            "holders": [{"device": "agent-2", "answered": true, "us": 80}, {"device": "agent-3", "answered": false}]}});
-        let text = people(&result);
-        assert_eq!(text.lines().last(), Some("00ff"));
+    fn explains_each_step() {
+        let explanation = json!({"steps": [{"step": "query the ledger", "us": 12, "text": "key is valid"}],
+            "holders": [{"device": "agent-2", "answered": true, "us": 80}, {"device": "agent-3", "answered": false}]});
+        let text = steps(&explanation);
         for part in ["query the ledger", "12 µs", "agent-2 answered after 80 µs", "agent-3 did not answer"] {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }
-        assert_eq!(people(&json!({"iv": "00ff", "explanation": null})), "00ff");
+        assert_eq!(steps(&Value::Null), "");
     }
 }

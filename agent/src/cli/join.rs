@@ -42,7 +42,7 @@ pub struct Join {
     /// Address to listen on for other agents
     #[arg(long, value_name = "ADDRESS:PORT", default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7411)))]
     listen: SocketAddr,
-    /// What other agents are told: host:port; the address that is listened on if left out
+    /// Where other agents reach this one; if left out the address listened on, and where that is 0.0.0.0, this host's name
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
     /// Socket for applications

@@ -98,7 +98,9 @@ fn ivs_are_made_and_explained() {
     let large = vec![7; 3 << 20];
     assert_eq!(deterministic("a", &large), deterministic("a", &large));
 
-    let explained = agent.mayfly_reading(&["iv", "--key", "k", "--explain"], b"text").ok().text().to_lowercase();
+    let explained = agent.mayfly_reading(&["iv", "--key", "k", "--explain"], b"text").ok();
+    assert_eq!(explained.text().trim().len(), 24, "only the IV is on standard output: {explained}");
+    let explained = explained.all().to_lowercase();
     for word in ["ledger", "reconstruct", "derive", "destroy", "agent-"] {
         assert!(explained.contains(word), "{word} is not explained:\n{explained}");
     }
