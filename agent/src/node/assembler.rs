@@ -322,7 +322,7 @@ impl<'a> Attempt<'a> {
             ),
             FailureKind::TooFew => {
                 KeyError::new(KeyErrorKind::TooFewHolders, format!("{have} of {needed} shards could be had"))
-                    .next("start the missing agents, or see why they refuse: `mayfly peers`, `mayfly status` there")
+                    .next("start the missing agents, or see why they refuse: `mayfly status`")
                     .retry(1000)
             }
             FailureKind::Deadline => KeyError::new(
@@ -330,7 +330,7 @@ impl<'a> Attempt<'a> {
                 format!("{have} of {needed} shards came within {} s", DEADLINE.as_secs_f32()),
             )
             // No hint to try again: the application has waited as long as it shall.
-            .next("start the missing agents, or see why they are slow: `mayfly peers`"),
+            .next("start the missing agents, or see why they are slow: `mayfly status`"),
         };
         error.devices(devices)
     }
