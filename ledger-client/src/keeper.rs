@@ -208,7 +208,7 @@ impl Keeper {
         if difference_ms > skew_ms.saturating_add(BOOKMARK_ROUNDING_MS) {
             tracing::warn!(difference_ms, "the gateway's clock differs from this device's");
         }
-        self.duty.current_ms = self.duty.current_ms.max(time_ms.min(now_ms));
+        self.duty.bookmark(time_ms, now_ms);
         Ok(())
     }
 
@@ -551,6 +551,12 @@ mod tests {
         let head = world.ledger.head();
         world.keeper.take_bookmark(&world.ledger.bookmark(&head, now), late).unwrap();
         assert_eq!(world.keeper.cosign(&world.device, late), Err(Withheld::NoBookmark));
+        // Nor does one of before this clock was set back.
+        let ahead = late + limit + 1000;
+        let duty = world.keeper.duty;
+        world.bookmark(ahead);
+        assert_eq!(world.keeper.cosign(&world.device, late), Err(Withheld::NoBookmark));
+        world.keeper.duty = duty;
         world.bookmark(late);
         assert_eq!(world.keeper.cosign(&world.device, late).unwrap().map(|(signed, _)| signed), Some(head));
 

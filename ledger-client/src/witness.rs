@@ -74,6 +74,12 @@ pub enum Withheld {
 }
 
 impl Duty {
+    /// Takes note of a bookmark: at `time_ms`, or now if that is yet to come, there was nothing but what is here. What an earlier one said
+    /// stands, but not for a time that this clock, set back since, has not reached again.
+    pub fn bookmark(&mut self, time_ms: u64, now_ms: u64) {
+        self.current_ms = self.current_ms.max(time_ms).min(now_ms);
+    }
+
     /// Takes note of a bundle's time. `state` is the one before it.
     pub fn judge_bundle(&mut self, state: &State, first: u64, time_ms: u64, now_ms: u64) {
         let seen = self.current_ms.min(now_ms); // the clock may have been set back since
@@ -113,7 +119,7 @@ impl Duty {
         if let Some(size) = self.withheld.filter(|size| state.size() > *size) {
             return Err(Withheld::Backdated(size));
         }
-        let is_recent = now_ms.saturating_sub(self.current_ms) <= skew_ms.saturating_add(BOOKMARK_AGE_MS_MAX);
+        let is_recent = now_ms.abs_diff(self.current_ms) <= skew_ms.saturating_add(BOOKMARK_AGE_MS_MAX);
         if is_recent { Ok(()) } else { Err(Withheld::NoBookmark) }
     }
 }
@@ -151,5 +157,20 @@ mod tests {
         assert_eq!(duty.withheld, Some(7), "a head of 7 entries does not contain entry 7");
         duty.settle(8);
         assert_eq!(duty.withheld, None);
+    }
+
+    #[test]
+    fn a_bookmark_of_a_clock_that_was_ahead_is_outlived() {
+        let hour_ms = 3_600_000;
+        let mut duty = Duty::default();
+        duty.bookmark(2 * hour_ms, 2 * hour_ms);
+        duty.bookmark(hour_ms - 1000, hour_ms); // both clocks were set right meanwhile
+        let mut other = duty;
+        duty.judge_bundle(&State::default(), 7, hour_ms, hour_ms + 60_000);
+        assert_eq!(duty.withheld, None, "it came late");
+        other.judge_bundle(&State::default(), 7, hour_ms - 1, hour_ms + 60_000);
+        assert_eq!(other.withheld, Some(7), "what was there before the clock was set back is older than now");
+        duty.bookmark(hour_ms - 30_000, hour_ms + 1);
+        assert_eq!(duty.current_ms, hour_ms, "one that is dated earlier takes nothing back");
     }
 }
