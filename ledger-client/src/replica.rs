@@ -409,13 +409,46 @@ impl Shared {
                 return Ok(found);
             }
             let mut inner = self.lock();
-            while inner.changes == seen {
+            loop {
+                // Also where something changes all the time.
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     return Err(Timeout);
                 }
+                if inner.changes != seen {
+                    break;
+                }
                 inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_though_something_changes_all_the_time() {
+        let shared = Shared {
+            network: NetworkFile {
+                network: mayfly_protocol::NetworkId([1; 32]),
+                genesis: Vec::new(),
+                gateways: Vec::new(),
+            },
+            tip: ArcSwap::default(),
+            effective: ArcSwap::default(),
+            commands: tokio::sync::mpsc::unbounded_channel().0,
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        let began = Instant::now();
+        let restless = || {
+            assert!(began.elapsed() < Duration::from_secs(20), "it goes on for ever");
+            shared.with(|_| {});
+            None::<()>
+        };
+        assert_eq!(shared.wait(Duration::from_millis(20), restless), Err(Timeout));
+        assert_eq!(shared.wait(Duration::ZERO, || Some(1)), Ok(1), "what is there needs no time");
     }
 }
