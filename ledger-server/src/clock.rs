@@ -2,7 +2,9 @@
 //! dated far ahead ends every session after it, one that is dated too early is cosigned by nobody, nor is anything above it. So nothing is
 //! sequenced while this clock differs from those of the witnesses of the newest head by more than the network's skew. Pure.
 //!
-//! Before the first witnessed head of a run there is nothing to compare with.
+//! Before the first witnessed head of a run there is nothing to compare with. Nor does anything new come while nothing is sequenced: a gateway
+//! whose clock is right, and whose notion of the witnesses' is not, stands still until it is restarted. That is so after the clocks of all
+//! witnesses were wrong, and after a virtual machine was paused: its clocks stood still, and only one of them is set afterwards.
 
 use mayfly_protocol::head::Cosignature;
 use rustix::time::{ClockId, clock_gettime};
@@ -25,10 +27,10 @@ struct Heard {
     at: Duration,
 }
 
-/// This clock is wrong, or those of all witnesses are.
+/// This clock is wrong, or those of all witnesses are, or this host did not notice how time went by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the gateway's clock is {by_ms} ms {} the witnesses' clocks, {allowed_ms} are allowed; it must be set right",
+    "the gateway's clock is {by_ms} ms {} the witnesses' clocks, {allowed_ms} are allowed; set the wrong one right, and restart the gateway if that was not its own",
     if *is_ahead { "ahead of" } else { "behind" }
 )]
 pub struct WrongClock {

@@ -98,9 +98,12 @@ impl Feed {
     }
 
     /// A bundle is about to be made; its time. Until its outcome is known bookmarks are not dated later, however long the store takes:
-    /// witnesses would hold it against the bundle.
+    /// witnesses would hold it against the bundle. Where it is made once more, the first one counts, which may be stored after all.
     pub fn sequencing(&self, clock: impl FnOnce() -> u64) -> u64 {
-        *self.write().sequencing_ms.insert(clock())
+        let mut inner = self.write();
+        let now_ms = clock();
+        inner.sequencing_ms = Some(inner.sequencing_ms.map_or(now_ms, |first_ms| first_ms.min(now_ms)));
+        now_ms
     }
 
     /// The bundle was not stored.
@@ -379,6 +382,8 @@ mod tests {
         let at_7000 = world.feed.bookmark(1, || 7000).unwrap();
         assert_eq!(world.feed.sequencing(|| 7000), 7000);
         assert_eq!(world.feed.bookmark(1, || 60_000), Some(at_7000.clone()));
+        assert_eq!(world.feed.sequencing(|| 50_000), 50_000, "made once more");
+        assert_eq!(world.feed.bookmark(1, || 60_000), Some(at_7000.clone()), "the first one may be stored");
         world.feed.not_sequenced();
         assert_ne!(world.feed.bookmark(1, || 60_000), Some(at_7000), "it was not stored");
         world.feed.sequencing(|| 7000);

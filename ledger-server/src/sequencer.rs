@@ -277,8 +277,9 @@ impl Sequencer {
                 Vec::new()
             }
             Landing::Conflict => {
-                self.feed.not_sequenced();
+                // The other bundle may be old: no bookmark may pass it by.
                 self.take_up_foreign().await;
+                self.feed.not_sequenced();
                 flight.accepted.into_iter().map(|(submission, _)| submission).collect()
             }
             // Again, at the time that it is now: the old one may be long ago. Should the first append be stored after all, the second is a conflict.
