@@ -171,6 +171,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn by_default_the_loss_of_one_holder_is_never_final() {
+        for (shares, holders, t, expected) in [
+            (0, 5, 2, Some(Holders::All)),
+            (0, 3, 2, Some(Holders::All)),
+            (0, 2, 2, None),
+            (3, 5, 2, Some(Holders::Count(3))),
+            (3, 3, 2, Some(Holders::Count(3))),
+            (3, 2, 2, None),
+            (4, 3, 2, Some(Holders::Count(3))),
+            (5, 3, 3, None),
+            // The settings themselves ask for it.
+            (2, 2, 2, Some(Holders::Count(2))),
+            (2, 5, 2, Some(Holders::Count(2))),
+        ] {
+            let defaults = KeyDefaults { shares, ..KeyDefaults::default() };
+            assert_eq!(defaults.holders(holders, t).ok(), expected, "{shares} shares, {holders} holders, t = {t}");
+        }
+    }
+
+    #[test]
     fn words_for_residency_and_opening() {
         for (text, seconds) in [
             ("per-operation", Some(0)),

@@ -647,6 +647,11 @@ fn synthetic_ivs() {
     let create = serde_json::json!({ "command": "key.create", "name": "k", "type": "aes:256",
         "iv_modes": ["hedged", "deterministic"] });
     let shown = tool.manage(create).unwrap();
+    assert_eq!(shown["warnings"], serde_json::Value::Null);
+    let nobody = serde_json::json!({ "command": "key.create", "name": "unusable", "type": "aes:256",
+        "allow": ["user=no such account"] });
+    let warned = tool.manage(nobody).unwrap()["warnings"].to_string();
+    assert!(warned.contains("user=no such account is no account of this host"), "{warned}");
     assert_eq!((shown["t"].as_u64(), shown["n"].as_u64(), shown["name"].as_str()), (Some(2), Some(3), Some("k")));
     let ask = |mode, context, length| Iv {
         token: 0,
@@ -702,6 +707,11 @@ fn management() {
         (r#"{"command":"key.create","name":"x","type":"des"}"#, CKR_ARGUMENTS_BAD),
         (r#"{"command":"key.create","name":"a\u001b[2J","type":"aes:256"}"#, CKR_ARGUMENTS_BAD),
         (r#"{"command":"key.create","name":"x","type":"aes:256","uses":["fly"]}"#, CKR_ARGUMENTS_BAD),
+        (r#"{"command":"key.create","name":"x","type":"ec:p256","uses":["sign","encrypt"]}"#, CKR_ARGUMENTS_BAD),
+        (r#"{"command":"key.create","name":"x","type":"hmac:256","uses":["wrap"]}"#, CKR_ARGUMENTS_BAD),
+        (r#"{"command":"key.create","name":"x","type":"aes:256","id":"1"}"#, CKR_ARGUMENTS_BAD),
+        (r#"{"command":"key.create","name":"x","type":"aes:256","holders":["agent-1","agent-1"]}"#, CKR_ARGUMENTS_BAD),
+        (r#"{"command":"key.show","key":""}"#, CKR_ARGUMENTS_BAD),
         (r#"{"command":"key.create","name":"x","type":"aes:256","residency":"ever"}"#, CKR_ARGUMENTS_BAD),
         (r#"{"command":"key.create","name":"x","type":"aes:256","t":9}"#, CKR_FUNCTION_REJECTED),
         (r#"{"command":"key.create","name":"x","type":"aes:256","holders":["nobody"]}"#, CKR_ARGUMENTS_BAD),

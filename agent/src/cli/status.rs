@@ -59,7 +59,7 @@ fn people(status: &Value) -> String {
         (
             "witnesses",
             format!(
-                "{} of {} must sign, {} can; the ledger stays one even if {} of them lie",
+                "{} of {} must sign, {} can; {} may lie",
                 field(witnesses, "quorum"),
                 field(witnesses, "n"),
                 field(witnesses, "active"),

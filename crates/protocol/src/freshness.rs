@@ -68,7 +68,7 @@ pub enum NotFresh {
     #[error("no quorum of witnesses has answered since the agent started")]
     Never,
     /// The last round is too long ago.
-    #[error("the last answer of a quorum of witnesses is {age_ms} ms old, {max_ms} are allowed")]
+    #[error("the last answer of a quorum of witnesses is {:.1} s old, at most {} s are allowed", *age_ms as f64 / 1000.0, max_ms / 1000)]
     Old {
         /// Time since that round began.
         age_ms: u64,

@@ -220,6 +220,12 @@ fn plan(caller: &Caller<'_>, state: &State, token: TokenId, label: &str, ask: &C
     apply_words(&mut policy, ask)?;
     let ids = |names: &[String]| names.iter().map(|name| names::device(state, name)).collect::<Done<Vec<DeviceId>>>();
     let t = ask.t.unwrap_or(defaults.threshold);
+    let mut listed = ask.holders.iter().flatten();
+    while let Some(name) = listed.next() {
+        if listed.clone().any(|other| other == name) {
+            return Err(bad(format!("holder '{name}' is listed twice; each gets one shard")));
+        }
+    }
     let holders = match (&ask.holders, ask.n) {
         (Some(listed), n) if n.is_none_or(|n| n == listed.len()) => Holders::Listed(ids(listed)?),
         (Some(_), _) => return Err(bad("n is not the number of holders that are listed")),
