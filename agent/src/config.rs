@@ -107,7 +107,7 @@ pub struct Vault {
 pub struct NewKeys {
     /// Shares needed, 2 to 63.
     pub threshold: u8,
-    /// Shares made, at least the threshold; fewer where there are fewer holders.
+    /// Shares made, at least the threshold; fewer where there are fewer holders, but then more than the threshold, or none.
     pub shares: u8,
     /// Names of the devices that may put the key together; `*`: all members; none: this device alone. Each one that may can be broken into.
     pub assemblers: Vec<String>,
