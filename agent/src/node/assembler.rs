@@ -14,6 +14,7 @@ use mayfly_protocol::deal;
 use mayfly_protocol::peer::{Ask, NONCE_BYTES, Release, Reply};
 use mayfly_protocol::record::Key;
 use mayfly_protocol::rules::{Clocks, KeyType, ReleaseQuery, Use};
+use mayfly_protocol::state::Membership;
 use mayfly_protocol::{DeviceId, KeyId, State};
 use mayfly_secmem::{Exhausted, SECRET_BYTES_MAX, Secret, SecretBytes, on_secret_stack, random};
 use std::sync::Arc;
@@ -83,9 +84,18 @@ impl Assembler {
             let reason = self.peers.standing(&witness).failed?;
             Some(Missed { device: view.effective.device_name(&witness), reason: format!("(witness) {reason}") })
         });
-        KeyError::new(KeyErrorKind::NotFresh, error.to_string()).devices(silent.collect()).next(
-            "see that a quorum of witnesses runs and can be reached, and that clocks agree; `mayfly status` shows both",
-        )
+        let next =
+            "see that a quorum of witnesses runs and can be reached, and that clocks agree; `mayfly status` shows both";
+        KeyError::new(KeyErrorKind::NotFresh, error.to_string()).devices(silent.collect()).next(self.next_step(next))
+    }
+
+    /// What to do about others that do not answer. A banned device is the last to read of its ban: whoever would tell it, turns it away.
+    fn next_step(&self, usually: &'static str) -> &'static str {
+        if self.ledger.replica().status().hopeless > 0 {
+            "the ledger's gateway turns this device away (`mayfly status` says why): ask an administrator"
+        } else {
+            usually
+        }
     }
 
     /// Puts the key together for `uses` operations, before `began` + [`DEADLINE`].
@@ -311,8 +321,12 @@ impl<'a> Attempt<'a> {
             Trouble::Failure(failure) => failure,
         };
         let state = self.on.ledger.replica().effective();
-        let missed =
-            |(device, why): &(DeviceId, Missing)| Missed { device: state.device_name(device), reason: why.to_string() };
+        let is_banned =
+            |device: &DeviceId| state.devices.get(device).is_some_and(|d| d.membership == Membership::Banned);
+        let missed = |(device, why): &(DeviceId, Missing)| Missed {
+            device: state.device_name(device),
+            reason: if is_banned(device) { "it is banned".into() } else { why.to_string() },
+        };
         let devices = failure.missing.iter().map(missed).collect();
         let (have, needed) = (failure.have, failure.needed);
         let error = match failure.kind {
@@ -322,7 +336,7 @@ impl<'a> Attempt<'a> {
             ),
             FailureKind::TooFew => {
                 KeyError::new(KeyErrorKind::TooFewHolders, format!("{have} of {needed} shards could be had"))
-                    .next("start the missing agents, or see why they refuse: `mayfly status`")
+                    .next(self.on.next_step("start the missing agents, or see why they refuse: `mayfly status`"))
                     .retry(1000)
             }
             FailureKind::Deadline => KeyError::new(
@@ -330,7 +344,7 @@ impl<'a> Attempt<'a> {
                 format!("{have} of {needed} shards came within {} s", DEADLINE.as_secs_f32()),
             )
             // No hint to try again: the application has waited as long as it shall.
-            .next("start the missing agents, or see why they are slow: `mayfly status`"),
+            .next(self.on.next_step("start the missing agents, or see why they are slow: `mayfly status`")),
         };
         error.devices(devices)
     }

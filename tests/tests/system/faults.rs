@@ -2,6 +2,7 @@
 
 use mayfly_tests::{Agent, Network, id_of, python};
 use redb::ReadableTable;
+use serde_json::Value;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -209,6 +210,17 @@ sys.exit(4)
     let devices = network.mayfly(&["device", "list", "--json"]).ok().json();
     let device = devices.as_array().unwrap().iter().find(|d| d["name"] == "agent-3").unwrap();
     assert_eq!(device["membership"], "banned");
+    // It is told why nobody answers it, and others why it does not.
+    let third = network.agent(3);
+    let is_told = |status: &Value| status["ledger"]["last_error"].as_str().is_some_and(|text| text.contains("banned"));
+    third.wait_status("the banned device does not hear of it", is_told);
+    third.encrypt("k", &document, &out).refused("CKR_DEVICE_ERROR");
+    let why = third.mayfly(&["why"]).ok().text();
+    assert!(why.contains("turns this device away"), "{why}");
+    network.dev("kill", "agent-2");
+    network.agent(1).encrypt("k", &document, &out).refused("CKR_DEVICE_ERROR");
+    let why = network.agent(1).mayfly(&["why"]).ok().text();
+    assert!(why.contains("agent-3: it is banned"), "{why}");
 }
 
 #[test]
