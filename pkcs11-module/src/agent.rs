@@ -36,7 +36,8 @@ const RESTART_POLL: Duration = Duration::from_millis(10);
 const SILENT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause that the agent's hint for trying again may cause.
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
-/// A connection with a larger shared buffer than this is not kept while there are others.
+/// A connection with a larger shared buffer than this is not kept while there are others, and the last one gives it back: what processes
+/// that do nothing hold would be missing to those of the same user that work.
 const IDLE_SHARED_BYTES_MAX: u64 = 2 << 20;
 /// The account of the agent, whose processes may be talked to besides root's and our own user's.
 const AGENT_ACCOUNT: &str = "mayfly";
@@ -225,6 +226,9 @@ impl Agent {
     }
 
     fn check_in(&self, mut kept: Kept) {
+        if self.lock_pool().idle.is_empty() && kept.connection.shrink_shared(IDLE_SHARED_BYTES_MAX).is_err() {
+            return self.close(kept);
+        }
         kept.connection.wipe();
         let buffer = kept.connection.shared_now().map(|buffer| (buffer.as_fd().as_raw_fd(), buffer.size()));
         let is_large = buffer.is_some_and(|(_, size)| size > IDLE_SHARED_BYTES_MAX);

@@ -158,6 +158,15 @@ impl Connection {
         self.shared.as_ref()
     }
 
+    /// Gives a shared buffer of more than `size` bytes back, for the smallest there is: each counts for its user as long as it is there.
+    pub fn shrink_shared(&mut self, size: u64) -> Result<(), CallError> {
+        if self.shared.as_ref().is_some_and(|buffer| buffer.size() > size) {
+            self.shared = None;
+            self.shared = Some(self.ask_for_buffer(1)?);
+        }
+        Ok(())
+    }
+
     /// Wipes the last answer.
     pub fn wipe(&mut self) {
         for memory in [&mut self.first, &mut self.spill] {
