@@ -3,7 +3,7 @@
 //! No agent is involved, so this works before the first device has joined and when an agent is not to be trusted. An administrator never
 //! signs on a ledger that was not verified here from its first record on.
 
-use super::announce::quoted;
+use super::announce::{advised, quoted};
 use super::ask::Question;
 use super::init;
 use super::keyfile::KeyFile;
@@ -35,8 +35,8 @@ const KEY_DEFAULT: &str = "administrator.key";
 /// With whose key, and for which network.
 #[derive(Debug, Clone, Args)]
 pub struct Signing {
-    /// Administrator's key file; more than one where several administrators must sign
-    #[arg(long, env = "MAYFLY_ADMIN", value_name = "FILE", default_value = KEY_DEFAULT, hide_env_values = true)]
+    /// Administrator's key file; more than one where several administrators must sign [env: MAYFLY_ADMIN] [default: administrator.key]
+    #[arg(long, value_name = "FILE")]
     admin: Vec<PathBuf>,
     /// File with the passphrase (- for standard input); else MAYFLY_ADMIN_PASSPHRASE or the terminal
     #[arg(long, value_name = "FILE")]
@@ -59,8 +59,15 @@ impl Signing {
 
     /// What `--admin` adds to commands that are to be repeated as they were given.
     pub fn words(&self) -> String {
-        let named = self.admin.iter().filter(|path| path.as_path() != Path::new(KEY_DEFAULT));
-        named.map(|path| format!(" --admin {}", quoted(&path.to_string_lossy()))).collect()
+        self.admin.iter().map(|path| format!(" --admin {}", quoted(&path.to_string_lossy()))).collect()
+    }
+
+    /// The key files: those named, the environment's, or the usual one.
+    fn keys(&self) -> Vec<PathBuf> {
+        if !self.admin.is_empty() {
+            return self.admin.clone();
+        }
+        vec![super::variable("MAYFLY_ADMIN").unwrap_or_else(|| KEY_DEFAULT.into())]
     }
 
     fn open_key(&self, path: &Path) -> Result<Arc<Key>> {
@@ -123,7 +130,15 @@ pub struct Administrator {
 impl Administrator {
     /// Opens the keys and the replica, and catches up with the ledger.
     pub fn open(signing: &Signing) -> Result<Self> {
-        let (first, others) = signing.admin.split_first().context("no administrator's key is named")?;
+        let keys = signing.keys();
+        let (first, others) = keys.split_first().context("no administrator's key is named")?;
+        if !first.exists() {
+            let text = format!("there is no administrator's key at {}", first.display());
+            return Err(advised(
+                text,
+                "name it with --admin FILE, or in the variable MAYFLY_ADMIN; `mayfly init` makes one",
+            ));
+        }
         let folder = first.parent().unwrap_or(Path::new("."));
         let network = match &signing.network {
             Some(path) => init::read_network_file(path)?,

@@ -54,9 +54,21 @@ struct Global {
     /// Print JSON instead of text
     #[arg(long, global = true)]
     json: bool,
-    /// Socket of the agent
-    #[arg(long, global = true, env = "MAYFLY_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET, hide_env_values = true)]
-    socket: PathBuf,
+    /// Socket of the agent [env: MAYFLY_SOCKET] [default: /run/mayfly/agent.sock]
+    // Not clap's `env`: with the variable set, each usage line would ask for the option.
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Global {
+    fn socket(&self) -> PathBuf {
+        self.socket.clone().or_else(|| variable("MAYFLY_SOCKET")).unwrap_or_else(|| DEFAULT_SOCKET.into())
+    }
+}
+
+/// A path from the environment; an empty one is none.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 #[derive(Debug, Subcommand)]
@@ -101,7 +113,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, out: Announcer) -> anyhow::Result<()> {
-    let socket = &cli.global.socket;
+    let socket = &cli.global.socket();
     match cli.command {
         Command::Init(c) => c.run(&out),
         Command::Invite(c) => c.run(&out),
@@ -133,6 +145,8 @@ mod tests {
     #[test]
     fn definition_is_sound() {
         Cli::command().debug_assert();
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains(&format!("[default: {DEFAULT_SOCKET}]")), "{help}");
     }
 
     #[test]
