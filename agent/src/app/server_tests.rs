@@ -143,8 +143,15 @@ fn connections_are_bounded() {
     let mut open: Vec<_> = (0..3).map(|_| served.client()).collect();
     assert!(is_ended(served.raw()), "one too many");
     open.pop();
-    std::thread::sleep(Duration::from_millis(50));
-    still_serves(&served);
+    // The place is free as soon as its thread has seen the end.
+    let gets_in = || {
+        let client = Connection::connect(&served.socket, Some(Duration::from_secs(20)));
+        client.is_ok_and(|mut client| client.hello(Ticket::default(), hello()).is_ok())
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while !gets_in() {
+        assert!(Instant::now() < until, "a place is given back");
+    }
     let open = Open::new(Connections { all_max: 10, per_user_max: 2, ..Connections::default() });
     let (open, stream) = (Arc::new(open), || Arc::new(UnixStream::pair().unwrap().0));
     let places: Vec<_> = (0..3).map(|_| open.take(stream(), 1000)).collect();
