@@ -434,7 +434,9 @@ pub enum Client {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotServed {
     /// Nobody's key.
-    #[error("the ledger knows no device, invitation or administrator by this key (that of a banned device is forgotten)")]
+    #[error(
+        "the ledger knows no device, invitation or administrator by this key (that of a banned device is forgotten)"
+    )]
     Unknown,
     /// A banned device's.
     #[error("the device is banned")]
