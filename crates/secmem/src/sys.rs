@@ -67,12 +67,11 @@ pub(crate) fn backing() -> Backing {
 /// # Errors
 /// [`Exhausted::Refused`] when the kernel gives no such memory.
 pub(crate) fn map_secret(len: usize) -> Result<NonNull<u8>, Exhausted> {
-    let fence = Fence::reserve(len)?;
-    let base = fence.inner();
+    let mut fence = Fence::reserve(len)?;
     if backing() != Backing::Mlock {
         match memfd_secret() {
             Ok(fd) => {
-                fill_from_memfd(base, len, fd)?;
+                fill_from_memfd(&mut fence, fd)?;
                 settle(Backing::MemfdSecret);
                 return Ok(fence.keep());
             }
@@ -83,7 +82,7 @@ pub(crate) fn map_secret(len: usize) -> Result<NonNull<u8>, Exhausted> {
             }
         }
     }
-    fill_with_locked_pages(base, len)?;
+    fill_with_locked_pages(&mut fence)?;
     settle(Backing::Mlock);
     Ok(fence.keep())
 }
@@ -92,6 +91,8 @@ pub(crate) fn map_secret(len: usize) -> Result<NonNull<u8>, Exhausted> {
 struct Fence {
     start: *mut libc::c_void,
     len: usize,
+    /// All of it is ours still.
+    is_whole: bool,
 }
 
 impl Fence {
@@ -111,12 +112,40 @@ impl Fence {
         if start == libc::MAP_FAILED {
             return Err(refused("mmap"));
         }
-        Ok(Self { start, len })
+        Ok(Self { start, len, is_whole: true })
     }
 
     /// The address between the guards.
     fn inner(&self) -> *mut libc::c_void {
         self.start.cast::<u8>().wrapping_add(GUARD_BYTES).cast()
+    }
+
+    /// Bytes between the guards.
+    fn inner_len(&self) -> usize {
+        self.len - 2 * GUARD_BYTES
+    }
+
+    /// Maps pages between the guards.
+    fn map(&mut self, flags: libc::c_int, fd: libc::c_int, call: &'static str) -> Result<(), Exhausted> {
+        let (base, len) = (self.inner(), self.inner_len());
+        // SAFETY: `base..base+len` lies inside the fence, which nobody else uses: MAP_FIXED replaces only that.
+        let mapped =
+            unsafe { libc::mmap(base, len, libc::PROT_READ | libc::PROT_WRITE, flags | libc::MAP_FIXED, fd, 0) };
+        if mapped != libc::MAP_FAILED {
+            return Ok(());
+        }
+        let refused = refused(call);
+        // Linux takes away what was there before it asks whether it may put something there (secret pages over RLIMIT_MEMLOCK). Another
+        // thread may have mapped into the hole already; what can be had back is ours again.
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE maps only where nothing is mapped.
+        let again = unsafe { libc::mmap(base, len, libc::PROT_NONE, flags, -1, 0) };
+        self.is_whole = again == base;
+        if again != base && again != libc::MAP_FAILED {
+            // SAFETY: a fresh mapping of our own, elsewhere: a kernel before 4.17 takes the address as a hint.
+            unsafe { libc::munmap(again, len) };
+        }
+        Err(refused)
     }
 
     fn keep(self) -> NonNull<u8> {
@@ -128,8 +157,16 @@ impl Fence {
 
 impl Drop for Fence {
     fn drop(&mut self) {
-        // SAFETY: the range is the one that `reserve` got, and nobody was given an address inside it.
-        unsafe { libc::munmap(self.start, self.len) };
+        // SAFETY: the range is the one that `reserve` got, and nobody was given an address inside it; where a part of it may be another
+        // thread's by now, only the guards go, which have always been ours.
+        unsafe {
+            if self.is_whole {
+                libc::munmap(self.start, self.len);
+            } else {
+                libc::munmap(self.start, GUARD_BYTES);
+                libc::munmap(self.inner().cast::<u8>().add(self.inner_len()).cast(), GUARD_BYTES);
+            }
+        }
     }
 }
 
@@ -140,42 +177,33 @@ fn memfd_secret() -> Result<libc::c_int, i32> {
     if fd < 0 { Err(errno()) } else { Ok(fd as libc::c_int) }
 }
 
-/// Puts `len` secret pages of `fd` at `base` and closes `fd`: the mapping alone keeps them.
-fn fill_from_memfd(base: *mut libc::c_void, len: usize, fd: libc::c_int) -> Result<(), Exhausted> {
-    // SAFETY: `fd` is ours; `base..base+len` lies inside a fence that nobody else uses, so MAP_FIXED replaces only that.
-    let outcome = unsafe {
-        if libc::ftruncate(fd, len as libc::off_t) != 0 {
-            Err(refused("ftruncate"))
-        } else if libc::mmap(base, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED, fd, 0)
-            == libc::MAP_FAILED
-        {
-            Err(refused("mmap of memfd_secret"))
-        } else {
-            Ok(())
-        }
+/// Puts secret pages of `fd` inside the fence and closes `fd`: the mapping alone keeps them.
+fn fill_from_memfd(fence: &mut Fence, fd: libc::c_int) -> Result<(), Exhausted> {
+    // SAFETY: `fd` is ours.
+    let outcome = if unsafe { libc::ftruncate(fd, fence.inner_len() as libc::off_t) } != 0 {
+        Err(refused("ftruncate"))
+    } else {
+        fence.map(libc::MAP_SHARED, fd, "mmap of memfd_secret")
     };
     // SAFETY: `fd` is ours and is not used again.
     unsafe { libc::close(fd) };
     outcome?;
-    advise(base, len)?;
-    touch(base, len);
-    Ok(())
+    ready(fence)
 }
 
-/// Puts `len` anonymous pages at `base` and locks them; the lock is checked.
-fn fill_with_locked_pages(base: *mut libc::c_void, len: usize) -> Result<(), Exhausted> {
-    // SAFETY: as in `fill_from_memfd`.
-    unsafe {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        if libc::mmap(base, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) == libc::MAP_FAILED {
-            return Err(refused("mmap"));
-        }
-        if libc::mlock(base, len) != 0 {
-            return Err(refused("mlock"));
-        }
+/// Puts anonymous pages inside the fence and locks them; the lock is checked.
+fn fill_with_locked_pages(fence: &mut Fence) -> Result<(), Exhausted> {
+    fence.map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, "mmap")?;
+    // SAFETY: the range was just mapped and is ours.
+    if unsafe { libc::mlock(fence.inner(), fence.inner_len()) } != 0 {
+        return Err(refused("mlock"));
     }
-    advise(base, len)?;
-    touch(base, len);
+    ready(fence)
+}
+
+fn ready(fence: &Fence) -> Result<(), Exhausted> {
+    advise(fence.inner(), fence.inner_len())?;
+    touch(fence.inner(), fence.inner_len());
     Ok(())
 }
 

@@ -239,6 +239,49 @@ fn slabs_change_class_under_load_and_nobody_shares_a_slot() {
     });
 }
 
+/// A mapping that the kernel refuses may have lost its place by then, and other threads map there.
+#[test]
+fn refused_mappings_leave_those_of_other_threads_alone() {
+    isolated("refused_mappings_leave_those_of_other_threads_alone", || {
+        const BYTES: usize = 64 * 1024;
+        limit_locked_memory(64 * 1024);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20_000 {
+                    // SAFETY: a fresh mapping, checked, used inside its bounds, and unmapped once.
+                    unsafe {
+                        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                        let new =
+                            libc::mmap(std::ptr::null_mut(), BYTES, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+                        assert_ne!(new, libc::MAP_FAILED);
+                        for offset in (0..BYTES).step_by(4096) {
+                            new.cast::<u8>().add(offset).write_volatile(7);
+                        }
+                        std::thread::yield_now();
+                        for offset in (0..BYTES).step_by(4096) {
+                            assert_eq!(new.cast::<u8>().add(offset).read_volatile(), 7);
+                        }
+                        libc::munmap(new, BYTES);
+                    }
+                }
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            let mut refused = 0;
+            let mut held = Vec::new();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                match SecretBytes::new_with(4096, |_| ()) {
+                    Ok(secret) => held.push(secret),
+                    Err(_) => refused += 1,
+                }
+            }
+            assert!(refused > 100, "the test is about refusals; {refused}");
+        });
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+        assert!(maps < 200, "refusals leave nothing behind: {maps} mappings");
+    });
+}
+
 /// A block that was freed once must not stay: by itself glibc keeps one in each thread's arena.
 #[test]
 fn large_blocks_go_back_to_the_kernel() {
