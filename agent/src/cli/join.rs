@@ -126,7 +126,7 @@ impl Join {
                 "device '{}' has joined with id {id}\n  next, here: mayflyd --config {}\n  next, by an administrator: mayfly device approve {}",
                 device.name,
                 field(r, "config"),
-                device.name
+                id
             )
         })?;
         Ok(())

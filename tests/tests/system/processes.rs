@@ -1,6 +1,7 @@
 //! `mayfly dev`: what it starts, it ends.
 
 use mayfly_tests::{Network, program, run};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -161,6 +162,21 @@ fn a_network_that_is_half_made_can_be_ended() {
     // Nothing there at all.
     let folder = tempfile::tempdir().unwrap();
     run(Command::new(program("mayfly")).args(["dev", "down", "--dir"]).arg(folder.path())).ok();
+}
+
+/// Whoever starts a process writes it down, then lets it begin: one that is not let go has no parent that knows of it.
+#[test]
+fn a_process_begins_only_when_it_was_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = folder.path().join("begun");
+    for (word, begins) in [(&b""[..], false), (b"g", true)] {
+        let mut launch = Command::new(program("mayfly"));
+        launch.args(["dev", "launch", "touch"]).arg(&begun).stdin(Stdio::piped()).stderr(Stdio::null());
+        let mut child = launch.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(word).unwrap();
+        assert_eq!(child.wait().unwrap().success(), begins);
+        assert_eq!(begun.exists(), begins);
+    }
 }
 
 #[test]

@@ -80,10 +80,12 @@ fn start_one(dir: &Path, name: &str) -> Result<Process> {
         before.session().iter().try_for_each(|left| left.signal(Signal::KILL))?;
     }
     let log = up::log(dir, name);
-    process.identity = Some(process::spawn(&process.program, &process.arguments, &log)?);
+    let waiting = process::spawn(&process.program, &process.arguments, &log)?;
+    process.identity = Some(waiting.identity);
     process.paused = false;
     let started = process.clone();
     book.write(dir)?;
+    waiting.go()?;
     Ok(started)
 }
 

@@ -6,9 +6,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How often a process that shall end is looked at.
@@ -93,32 +94,57 @@ pub fn wait_for_end(processes: &[Identity], deadline: Instant) -> Vec<Identity> 
     }
 }
 
-/// Starts a program in the background: a session of its own, output into `log`, no terminal.
+/// A process that waits to be let go; it ends if it is not.
+#[must_use]
+pub struct Waiting {
+    /// The process. It stays the same when the program begins.
+    pub identity: Identity,
+    gate: ChildStdin,
+}
+
+impl Waiting {
+    /// Lets the program begin.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn go(mut self) -> Result<()> {
+        self.gate.write_all(GO).context("a process ended before it began")
+    }
+}
+
+/// What lets a process begin.
+const GO: &[u8] = b"g";
+
+/// Prepares a program in the background: a session of its own, output into `log`, no terminal. It begins when the caller has written down
+/// who it is, and lets it: so there is never a process that nobody knows of.
 ///
 /// `mayfly dev launch` does the part that must happen in the new process (see [`launch`]).
-pub fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Identity> {
+pub fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Waiting> {
     let opened = || {
         File::options().create(true).append(true).open(log).with_context(|| format!("cannot open {}", log.display()))
     };
     let own = std::env::current_exe().context("cannot find my own program")?;
     let mut command = Command::new(own);
     command.args(["dev", "launch"]).arg(program).args(arguments);
-    command.stdin(Stdio::null()).stdout(opened()?).stderr(opened()?).current_dir("/");
-    let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    command.stdin(Stdio::piped()).stdout(opened()?).stderr(opened()?).current_dir("/");
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let gate = child.stdin.take().context("no way to the new process")?;
     let pid = i32::try_from(child.id()).context("process id out of range")?;
     // Not waited for, so even if it has ended already the kernel keeps its entry until we end.
-    Identity::of(pid).with_context(|| format!("cannot look at process {pid}"))
+    let identity = Identity::of(pid).with_context(|| format!("cannot look at process {pid}"))?;
+    Ok(Waiting { identity, gate })
 }
 
-/// Becomes the leader of a new session, then the program. Returns only if that failed.
+/// Becomes the leader of a new session; when it is let go, the program. Returns only if that failed.
 pub fn launch(program: &OsStr, arguments: &[std::ffi::OsString]) -> anyhow::Error {
-    match rustix::process::setsid() {
-        Err(error) => anyhow::Error::new(error).context("cannot make a new session"),
-        Ok(_) => {
-            let error = Command::new(program).args(arguments).exec();
-            anyhow::Error::new(error).context(format!("cannot run {}", PathBuf::from(program).display()))
-        }
+    if let Err(error) = rustix::process::setsid() {
+        return anyhow::Error::new(error).context("cannot make a new session");
     }
+    if let Err(error) = std::io::stdin().read_exact(&mut [0; GO.len()]) {
+        return anyhow::Error::new(error).context("whoever started this ended before it could begin");
+    }
+    let error = Command::new(program).args(arguments).stdin(Stdio::null()).exec();
+    anyhow::Error::new(error).context(format!("cannot run {}", PathBuf::from(program).display()))
 }
 
 /// The boot that start times count from.

@@ -262,17 +262,19 @@ impl Site {
         self.dir.join(agent_name(number)).join("agent.sock")
     }
 
-    /// Starts a program and writes it into the book at once, so that `down` finds it whatever happens next.
+    /// Starts a program. It is in the book before it begins, so that `down` finds it whatever happens next.
     fn start(&mut self, name: &str, role: Part, program: &str, config: &Path) -> Result<Process> {
         let program = find_artifact(program)?;
         let config = config.to_str().with_context(|| format!("{} is not UTF-8", config.display()))?;
         let arguments = [&["--config".to_owned(), config.to_owned()], self.watch.as_slice()].concat();
         // Whoever ends an interrupted network finds every process that was started.
         let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-        let identity = Some(process::spawn(&program, &arguments, &log(&self.dir, name))?);
+        let waiting = process::spawn(&program, &arguments, &log(&self.dir, name))?;
+        let identity = Some(waiting.identity);
         let process = Process { name: name.to_owned(), role, program, arguments, identity, paused: false };
         self.book.processes.push(process.clone());
         self.book.write(&self.dir)?;
+        waiting.go()?;
         Ok(process)
     }
 
