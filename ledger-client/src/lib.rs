@@ -31,6 +31,7 @@ pub mod testing;
 
 pub use author::{Author, EntrySigner, PostError};
 pub use chain::{Advance, Chain, ChainError, Draft};
+pub use keeper::with_cause;
 pub use network::{GatewayAddress, NetworkFile, NetworkFileError};
 pub use replica::{
     Alarm, Change, HelloSigner, OpenError, Replica, ReplicaConfig, ReplicaStatus, SignerError, StoredEntry,

@@ -5,6 +5,7 @@ use crate::ladder::Ladder;
 use crate::limits::STORE_READ_BYTES;
 use mayfly_crypto::merkle::TREE_SIZE_MAX;
 use mayfly_crypto::sign::PublicKey;
+use mayfly_ledger_client::with_cause;
 use mayfly_ledger_client::{Advance, Chain, NetworkFile};
 use mayfly_plugin_api::{Append, Head as StoreHead, PluginError, ReadAnswer};
 use mayfly_protocol::State;
@@ -249,15 +250,4 @@ fn check_bundle(stored: &mayfly_plugin_api::Bundle, hash: &mut [u8; 32]) -> Resu
 
 fn knows_gateway(state: &State, key: &PublicKey) -> bool {
     state.genesis.iter().flat_map(|g| &g.gateways).any(|g| g.key.0 == *key)
-}
-
-/// An error with its causes, in one line.
-pub fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

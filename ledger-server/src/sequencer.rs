@@ -13,7 +13,8 @@ use crate::limits::{
     BUSY_MS, CHECKPOINT_EVERY, FOREIGN_PAUSE, FOREIGN_WAIT, PROPOSAL_STALE_AFTER, RESOLVE_EVERY, STORE_BUSY_MS,
 };
 use crate::notary::{Notary, Witnessed};
-use crate::opening::{self, Opened, StoredHead, with_cause};
+use crate::opening::{self, Opened, StoredHead};
+use mayfly_ledger_client::with_cause;
 use mayfly_ledger_client::{Chain, ChainError, Draft};
 use mayfly_plugin_api::{Append, Head as StoreHead, PluginError, ReadAnswer, Status};
 use mayfly_protocol::cbor;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mayfly_ledger_client::with_cause;
 use mayfly_secmem::{SecretBytes, wipe};
 use mayfly_wire::{FrameBuf, FrameError, HEADER_BYTES, Request, Spin, read_request, shared, write_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -140,17 +141,12 @@ fn admit(app: &Arc<App>, open: &Arc<Open>, stream: UnixStream, patience: Patienc
         mayfly_secmem::mask_signals_on_this_thread();
         match converse(&app, peer, &place.stream, patience) {
             Ok(()) => tracing::debug!(uid, pid, "connection ended"),
-            Err(error) => tracing::warn!(uid, pid, error = %chain(&error), "connection closed"),
+            Err(error) => tracing::warn!(uid, pid, error = %with_cause(&error), "connection closed"),
         }
     });
     if let Err(error) = spawned {
         tracing::warn!(uid, pid, %error, "an application was not served: no thread");
     }
-}
-
-fn chain(error: &FrameError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Talks to one client until it ends.

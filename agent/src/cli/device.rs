@@ -267,8 +267,8 @@ struct Witnesses {
 impl Witnesses {
     /// Witnesses are those of `rules`; banned are those of `tip`, and `device`.
     fn without(rules: &State, tip: &State, device: &DeviceId) -> Self {
-        let is_banned = |id: &DeviceId| tip.devices.get(id).is_some_and(|d| d.is_banned());
-        let witnesses = rules.witnesses().into_iter().map(|id| (tip.device_name(&id), is_banned(&id), id == *device));
+        let witnesses =
+            rules.witnesses().into_iter().map(|id| (tip.device_name(&id), tip.is_banned(&id), id == *device));
         Self::count(&witnesses.collect::<Vec<_>>())
     }
 

@@ -14,7 +14,6 @@ use mayfly_protocol::deal;
 use mayfly_protocol::peer::{Ask, NONCE_BYTES, Release, Reply};
 use mayfly_protocol::record::Key;
 use mayfly_protocol::rules::{Clocks, KeyType, ReleaseQuery, Use};
-use mayfly_protocol::state::Membership;
 use mayfly_protocol::{DeviceId, KeyId, State};
 use mayfly_secmem::{Exhausted, SECRET_BYTES_MAX, Secret, SecretBytes, on_secret_stack, random};
 use std::sync::Arc;
@@ -321,11 +320,9 @@ impl<'a> Attempt<'a> {
             Trouble::Failure(failure) => failure,
         };
         let state = self.on.ledger.replica().effective();
-        let is_banned =
-            |device: &DeviceId| state.devices.get(device).is_some_and(|d| d.membership == Membership::Banned);
         let missed = |(device, why): &(DeviceId, Missing)| Missed {
             device: state.device_name(device),
-            reason: if is_banned(device) { "it is banned".into() } else { why.to_string() },
+            reason: if state.is_banned(device) { "it is banned".into() } else { why.to_string() },
         };
         let devices = failure.missing.iter().map(missed).collect();
         let (have, needed) = (failure.have, failure.needed);

@@ -343,6 +343,6 @@ pub(super) fn post_failed(error: PostError) -> KeyError {
         PostError::TooLarge(error) => {
             KeyError::new(KeyErrorKind::Invalid, format!("the record is too large for the ledger: {error}"))
         }
-        other => KeyError::new(KeyErrorKind::Storage, super::holder::with_cause(&other)),
+        other => KeyError::new(KeyErrorKind::Storage, mayfly_ledger_client::with_cause(&other)),
     }
 }

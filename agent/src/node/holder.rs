@@ -15,6 +15,7 @@ use super::vault::Vault;
 use mayfly_crypto::enc;
 use mayfly_crypto::envelope::Session;
 use mayfly_crypto::sign::Ed25519Secret;
+use mayfly_ledger_client::with_cause;
 use mayfly_protocol::apply::DEADLINE_MS_MAX;
 use mayfly_protocol::deal::{self, DEADLINE_MARGIN_MS, DealRefused};
 use mayfly_protocol::freshness::{Freshness, NotFresh};
@@ -388,18 +389,6 @@ fn is_over(key: &Key, shard: &ShardId, now_ms: u64) -> bool {
 /// What was accepted: the record without acceptances.
 fn digest(key: &Key) -> [u8; 32] {
     enc::sha256(&cbor::to_vec(&Key { acceptances: Vec::new(), ..key.clone() }))
-}
-
-/// An error and its causes in one line.
-pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
 
 impl From<DataError> for Refused {

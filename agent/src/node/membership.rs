@@ -98,7 +98,10 @@ impl Member {
                 Duration::ZERO
             }
             Err(error) => {
-                tracing::warn!(error = super::holder::with_cause(&error), "the session key is not on the ledger yet");
+                tracing::warn!(
+                    error = mayfly_ledger_client::with_cause(&error),
+                    "the session key is not on the ledger yet"
+                );
                 RETRY
             }
         }

@@ -3,11 +3,12 @@
 use super::Shutdown;
 use super::directory::Ledger;
 use super::grants::{Grants, POST_WITHIN};
-use super::holder::{Holder, with_cause};
+use super::holder::Holder;
 use super::identity::Records;
 use super::keyring::Keyring;
 use super::peers::{Peers, Server};
 use super::vault::Vault;
+use mayfly_ledger_client::with_cause;
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::record::{Grant, Record};
 use std::io;

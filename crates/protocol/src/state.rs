@@ -245,6 +245,11 @@ impl State {
         self.unbans.get(id).copied()
     }
 
+    /// Whether the device is known and banned.
+    pub fn is_banned(&self, id: &DeviceId) -> bool {
+        self.devices.get(id).is_some_and(Device::is_banned)
+    }
+
     /// A device's name, or the start of its id.
     pub fn device_name(&self, id: &DeviceId) -> String {
         self.devices.get(id).map_or_else(|| id.short(), |d| d.name.clone())

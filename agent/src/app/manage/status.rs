@@ -1,6 +1,5 @@
 //! `status`: how this device, its ledger and its peers are; what to worry about.
 
-use mayfly_protocol::DeviceId;
 use mayfly_protocol::head::{quorum, tolerated_liars};
 use mayfly_protocol::state::State;
 use serde_json::{Value, json};
@@ -143,8 +142,7 @@ fn warnings(state: &State, fresh: &FreshnessStatus, peers: &[PeerStatus], caller
 
 /// Witnesses in effect that no ban, in effect or not, keeps from signing: without them no ban takes effect.
 fn active_witnesses(effective: &State, tip: &State) -> usize {
-    let banned = |id: &DeviceId| tip.devices.get(id).is_some_and(|device| device.is_banned());
-    effective.active_witnesses().iter().filter(|id| !banned(id)).count()
+    effective.active_witnesses().iter().filter(|id| !tip.is_banned(id)).count()
 }
 
 /// What to say of `appointed` witnesses of which `active` are not banned: a quorum is counted over all that are appointed.

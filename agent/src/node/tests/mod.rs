@@ -76,16 +76,7 @@ fn policy_assemblers_and_validity_are_judged_by_holders_too() {
     assert_eq!(fingerprint(net.node(1), &key, Use::Encrypt).unwrap_err().kind, KeyErrorKind::Denied);
     assert_eq!(fingerprint(net.node(0), &KeyId([1; 32]), Use::Encrypt).unwrap_err().kind, KeyErrorKind::UnknownKey);
     // The second agent lies to itself and asks the third one all the same.
-    let ask = mayfly_protocol::peer::Release {
-        key,
-        generation: 1,
-        epoch: 1,
-        purpose: Use::Encrypt,
-        uses: 1,
-        requester: net.devices()[1],
-        head: net.node(1).state().head(),
-        nonce: [1; 16],
-    };
+    let ask = release(net.node(1), key);
     let reply = ask_one(net.node(1), net.devices()[2], ask.clone());
     assert!(matches!(&reply, peers_test::Reply::Refused(r) if r.text.contains("not an assembler")), "{reply:?}");
     // Nor does it help to speak for another.
@@ -167,8 +158,9 @@ fn a_ban_takes_effect_at_once_and_before_the_ledger_has_it() {
     assert!(net.node(0).ban_on_sight(&ban).is_err(), "the ledger has it");
 }
 
-fn ask_is_refused(node: &Node, device: DeviceId, key: KeyId) -> bool {
-    let ask = mayfly_protocol::peer::Release {
+/// What this node asks a holder for one encryption.
+fn release(node: &Node, key: KeyId) -> mayfly_protocol::peer::Release {
+    mayfly_protocol::peer::Release {
         key,
         generation: 1,
         epoch: 1,
@@ -177,7 +169,11 @@ fn ask_is_refused(node: &Node, device: DeviceId, key: KeyId) -> bool {
         requester: node.device(),
         head: node.state().head(),
         nonce: [1; 16],
-    };
+    }
+}
+
+fn ask_is_refused(node: &Node, device: DeviceId, key: KeyId) -> bool {
+    let ask = release(node, key);
     let mut exchange = peers::Exchange::new(&node.peers);
     exchange.ask(device, Box::new(move |_| Ok(mayfly_protocol::peer::Ask::Release(ask.clone()))));
     let mut refused = true;
