@@ -8,6 +8,7 @@
 //! | [`ek`] | where endorsement keys and their certificates lie, and their templates (TCG EK Credential Profile) |
 //! | [`pcr`] | selections of platform configuration registers |
 //! | [`policy`] | policy digests, computed in software |
+//! | [`approval`] | an approver's word for values of registers, and what he signs |
 //! | [`statement`] | what a TPM signs about itself (TPMS_ATTEST), parsed |
 //! | [`exchange`] | the messages between a device and a verifier, and what they bind |
 //!
@@ -19,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod approval;
 pub mod ek;
 pub mod exchange;
 pub mod marshal;
