@@ -97,6 +97,7 @@ impl Ledger {
                 skew_ms_max: SKEW_MS,
                 members_join_unapproved: true,
                 dev: true,
+                unattested: true,
             },
             nonce: [3; 32],
         };
@@ -180,6 +181,7 @@ impl Ledger {
             vault_generation: 1,
             not_after_ms,
             addresses: vec![],
+            quote: None,
         };
         let entry = self.sign(&delegate.into(), device.id().0, &[&device.identity, &device.session]);
         let delegated = self.bundle(vec![entry]);

@@ -122,6 +122,7 @@ impl KeyDefaults {
             residency: parse_residency(&self.residency).ok_or_else(|| bad("keys.residency"))?,
             vault_opening: parse_vault_opening(&self.vault_open).ok_or_else(|| bad("keys.vault_open"))?,
             iv_modes: IV_MODES,
+            rate: 0,
         })
     }
 }
@@ -143,22 +144,22 @@ pub fn residency_text(residency: Residency) -> String {
     }
 }
 
-/// Reads `boot`, `per-release` or `window:SECONDS`; the length of the window is the holders' own setting.
+/// Reads `boot`, `per-release` or `window:SECONDS`.
 pub fn parse_vault_opening(text: &str) -> Option<VaultOpening> {
     match text.split_once(':') {
         None if text == "boot" => Some(VaultOpening::Boot),
         None if text == "per-release" => Some(VaultOpening::PerRelease),
-        Some(("window", seconds)) => window(seconds).map(|_| VaultOpening::Window),
+        Some(("window", seconds)) => window(seconds).map(VaultOpening::Window),
         _ => None,
     }
 }
 
 /// The words for it.
-pub fn vault_opening_text(opening: VaultOpening) -> &'static str {
+pub fn vault_opening_text(opening: VaultOpening) -> String {
     match opening {
-        VaultOpening::Boot => "boot",
-        VaultOpening::Window => "window",
-        VaultOpening::PerRelease => "per-release",
+        VaultOpening::Boot => "boot".into(),
+        VaultOpening::Window(seconds) => format!("window:{seconds}"),
+        VaultOpening::PerRelease => "per-release".into(),
     }
 }
 
@@ -207,7 +208,7 @@ mod tests {
         for (text, opening) in [
             ("boot", Some(VaultOpening::Boot)),
             ("per-release", Some(VaultOpening::PerRelease)),
-            ("window:60", Some(VaultOpening::Window)),
+            ("window:60", Some(VaultOpening::Window(60))),
             ("never", None),
         ] {
             assert_eq!(parse_vault_opening(text), opening, "{text}");

@@ -81,7 +81,13 @@ impl TestNet {
             administrators: vec![Administrator { name: "root".into(), key: Verifier(admin.public()) }],
             administrators_needed: 1,
             gateways: vec![],
-            policy: NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 10_000, members_join_unapproved: true, dev },
+            policy: NetworkPolicy {
+                head_age_ms_max: 60_000,
+                skew_ms_max: 10_000,
+                members_join_unapproved: true,
+                dev,
+                unattested: true,
+            },
             nonce: [7; 32],
         };
         self.take(admin, &[admin], &genesis.into()).unwrap();
@@ -106,6 +112,7 @@ impl TestNet {
                 vault_generation: 1,
                 not_after_ms: T0 + 8 * 3600 * 1000,
                 addresses: vec!["127.0.0.1:1".into()],
+                quote: None,
             };
             self.take(&device.identity, &[&device.identity, &device.session], &delegate.into()).unwrap();
         }

@@ -209,6 +209,7 @@ fn genesis(plan: &Plan, administrator: &P256Secret, gateway: &Ed25519Secret) -> 
             skew_ms_max: SKEW_MS_MAX,
             members_join_unapproved: plan.join_unapproved,
             dev: plan.dev,
+            unattested: true,
         },
         nonce,
     });

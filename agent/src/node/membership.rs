@@ -133,6 +133,7 @@ impl Member {
             vault_generation: self.vault.generation(),
             not_after_ms: clock::local_ms().saturating_add(self.life_ms()),
             addresses: self.addresses.clone(),
+            quote: None,
         });
         Ok(self.records.post_by_identity(&record, &[&BySession(&self.identity)], dealer::POST_TIMEOUT)?)
     }

@@ -222,7 +222,7 @@ impl SealingKeys for Vault {
         self.check(generation, opening)?;
         match opening {
             VaultOpening::Boot => Ok(self.boot.clone()),
-            VaultOpening::Window => self.window_key(),
+            VaultOpening::Window(_) => self.window_key(),
             VaultOpening::PerRelease => {
                 self.per_release.key(|| self.plugin.open_key(self.generation, Tier::PerRelease))
             }
@@ -233,7 +233,7 @@ impl SealingKeys for Vault {
         self.check(generation, opening)?;
         match opening {
             VaultOpening::Boot => Ok(self.boot.clone()),
-            VaultOpening::Window => Ok(Arc::new(self.plugin.open_key(generation, Tier::Window)?)),
+            VaultOpening::Window(_) => Ok(Arc::new(self.plugin.open_key(generation, Tier::Window)?)),
             VaultOpening::PerRelease => Ok(Arc::new(self.plugin.open_key(generation, Tier::PerRelease)?)),
         }
     }
@@ -242,7 +242,7 @@ impl SealingKeys for Vault {
 fn tier(opening: VaultOpening) -> Tier {
     match opening {
         VaultOpening::Boot => Tier::Boot,
-        VaultOpening::Window => Tier::Window,
+        VaultOpening::Window(_) => Tier::Window,
         VaultOpening::PerRelease => Tier::PerRelease,
     }
 }

@@ -11,8 +11,12 @@ use crate::record::{self, Attribute, DeviceRole, Kind, PinVerifier, Record, Targ
 use crate::state::{
     AuthorTail, Device, Invite, KeyState, Membership, ObjectState, RECENT_HEADS, RECENT_SESSIONS, Session, State, Token,
 };
+use imbl::OrdMap;
 use mayfly_crypto::sign::PublicKey;
 use std::sync::Arc;
+use vaults::check_evidence;
+
+mod vaults;
 
 /// Longest life of a session key after its delegation was sequenced: 8 hours.
 pub const SESSION_MS_MAX: u64 = 8 * 3600 * 1000;
@@ -123,7 +127,7 @@ impl State {
         if let Record::Genesis(_) = record {
             self.network = NetworkId(entry.id().0);
         }
-        self.change(&entry, index, &record);
+        self.change(time_ms, &entry, index, &record);
         self.authors.insert(entry.author, AuthorTail { seq: entry.author_seq, id: entry.id(), index });
         self.time_ms = time_ms;
         self.frontier.append(&leaf_hash(time_ms, bytes).0);
@@ -169,7 +173,7 @@ impl State {
             Record::Approve(r) => {
                 self.need_all_administrators(entry)?;
                 match self.devices.get(&r.device).map(|d| d.membership) {
-                    Some(Membership::Pending) => Ok(()),
+                    Some(Membership::Pending) => self.check_attested(&r.device),
                     Some(_) => rule("device is not waiting for approval"),
                     None => rule("device has not joined"),
                 }
@@ -218,6 +222,10 @@ impl State {
                 ensure(self.devices.get(&r.device).is_some_and(Device::is_banned), "device is not banned")?;
                 ensure(self.witnesses() != [r.device], "the last witness stays: appoint another one first")
             }
+            Record::Attest(r) => self.check_attest(time_ms, entry, r),
+            Record::VaultGeneration(r) => self.check_vault_generation(entry, r),
+            Record::PcrApproval(r) => self.check_pcr_approval(time_ms, entry, r),
+            Record::Alert(r) => self.check_alert(time_ms, entry, r),
         }
     }
 
@@ -289,7 +297,8 @@ impl State {
         }
         let id = DeviceId::from(entry.author);
         ensure(!self.devices.contains_key(&id), "device has joined already")?;
-        ensure(self.device_by_name(&r.name).is_none(), "another device has this name")
+        let taken = self.device_by_name(&r.name).is_some_and(|(_, d)| !d.is_banned());
+        ensure(!taken, "another device has this name; a banned device's name is free")
     }
 
     fn check_role(&self, r: &record::Role) -> Result<(), Refusal> {
@@ -326,6 +335,7 @@ impl State {
             "start counter does not grow; a copy of the device may run",
         )?;
         ensure(r.vault_generation >= device.vault_generation, "the vault's generation went back")?;
+        check_evidence(r.quote.as_deref())?;
         ensure(
             r.not_after_ms > time_ms && r.not_after_ms <= time_ms.saturating_add(SESSION_MS_MAX),
             "a session lives at most 8 hours",
@@ -371,6 +381,7 @@ impl State {
         if let Some(public) = &r.public_attributes {
             check_attributes(public).map_err(|e| e.to_string())?;
         }
+        fail(r.policy.vault_opening.is_good(), "a vault's window is 1 to 86400 seconds")?;
         check_rules(&r.policy.allow).map_err(|e| e.to_string())
     }
 
@@ -416,7 +427,7 @@ impl State {
     // --- what it changes ----------------------------------------------------------------------------------------------------
 
     /// Carries out a record that has been judged. Never fails.
-    fn change(&mut self, entry: &Entry, index: u64, record: &Record) {
+    fn change(&mut self, time_ms: u64, entry: &Entry, index: u64, record: &Record) {
         match record {
             Record::Genesis(r) => self.genesis = Some(Arc::new(r.clone())),
             Record::Invite(r) => {
@@ -467,6 +478,12 @@ impl State {
                     d.roles.clear(); // roles are granted anew
                 });
             }
+            Record::Attest(r) => self.attest(time_ms, entry, r),
+            Record::VaultGeneration(r) => {
+                self.with_device(&DeviceId::from(entry.author), |d| d.vault_generation = r.generation);
+            }
+            Record::PcrApproval(r) => self.approve_registers(r),
+            Record::Alert(r) => self.alert(time_ms, entry, r),
         }
     }
 
@@ -482,6 +499,7 @@ impl State {
         self.with_device(&id, |d| {
             d.addresses = r.addresses.clone();
             d.vault_generation = r.vault_generation;
+            d.delegation = Some(Arc::new(r.clone()));
             let (key, start_counter) = (r.session_key.0, r.start_counter);
             d.sessions.insert(0, Session { key, start_counter, not_after_ms: r.not_after_ms });
         });
@@ -504,7 +522,7 @@ impl State {
         if let Some(invite) = self.invites.get_mut(&r.invite) {
             invite.used_by = Some(id);
         }
-        let unapproved = self.policy().is_some_and(|p| p.members_join_unapproved);
+        let unapproved = self.policy().is_some_and(|p| p.members_join_unapproved && p.unattested);
         let device = Device {
             name: r.name.clone(),
             identity: r.identity.0,
@@ -514,6 +532,9 @@ impl State {
             roles: Vec::new(),
             addresses: Vec::new(),
             vault_generation: 0,
+            attestations: OrdMap::new(),
+            pcr_approvals: Vec::new(),
+            delegation: None,
             sessions: Vec::new(),
         };
         self.devices.insert(id, device);

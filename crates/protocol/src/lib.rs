@@ -9,6 +9,7 @@
 
 pub mod apply;
 pub mod assembly;
+pub mod attested;
 pub mod cbor;
 pub mod deal;
 pub mod entry;

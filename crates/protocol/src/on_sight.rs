@@ -152,8 +152,13 @@ mod tests {
 
     fn network() -> (State, Ed25519Secret) {
         let key = Ed25519Secret::generate().unwrap();
-        let policy =
-            NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 2_000, members_join_unapproved: false, dev: false };
+        let policy = NetworkPolicy {
+            head_age_ms_max: 60_000,
+            skew_ms_max: 2_000,
+            members_join_unapproved: false,
+            dev: false,
+            unattested: true,
+        };
         let genesis = Genesis {
             name: "n".into(),
             created_ms: 0,
@@ -174,6 +179,9 @@ mod tests {
             roles: vec![],
             addresses: vec![],
             vault_generation: 1,
+            attestations: Default::default(),
+            pcr_approvals: vec![],
+            delegation: None,
             sessions: vec![],
         };
         state.devices.insert(VICTIM, device);

@@ -97,6 +97,14 @@ kinds! {
     Ban = 13,
     /// A banned device is trusted again.
     Unban = 14,
+    /// Somebody who challenged a device's chip says what it proved.
+    Attest = 15,
+    /// A device's vault has moved on to a generation: nothing older opens.
+    VaultGeneration = 16,
+    /// An approver allows the registers of a device's next start.
+    PcrApproval = 17,
+    /// A device says that something is wrong with a device.
+    Alert = 18,
 }
 
 /// A public key as it stands in records: algorithm byte, then 32 (Ed25519) or 33 bytes (P-256, compressed SEC 1).
@@ -176,6 +184,10 @@ pub struct NetworkPolicy {
     /// A network for development and tests: tokens may be made and reset by any device, nothing waits for grace periods.
     #[n(3)]
     pub dev: bool,
+    /// Devices may be approved whose chips nobody has challenged. Without, a device needs statements ([`Attest`]) of a quorum of
+    /// witnesses, or of as many administrators as must sign an APPROVE.
+    #[n(4)]
+    pub unattested: bool,
 }
 
 /// The first record: everything that the rest is judged by.
@@ -296,6 +308,130 @@ pub struct Delegate {
     /// `host:port` where peers reach the device.
     #[n(4)]
     pub addresses: Vec<String>,
+    /// The chip's quote of its registers for [`crate::attested::quote_context`] (message `MTS1` of the attestation page), where there is a chip.
+    #[cbor(n(5), with = "minicbor::bytes")]
+    pub quote: Option<Vec<u8>>,
+}
+
+/// What a chip proved of itself: enough to judge every later statement of it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Chip {
+    /// The key that signs statements, P-256: x and y.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub attestation: [u8; 64],
+    /// Name (TPM 2.0 Library, part 1, section 16) of the storage root key.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub storage_root: [u8; 34],
+    /// NV index of the vault's counter.
+    #[n(2)]
+    pub counter: u32,
+    /// What the counter held at generation 0.
+    #[n(3)]
+    pub counter_base: u64,
+}
+
+/// Registers as a quote states them.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Registers {
+    /// Bit i: register i, SHA-256 bank.
+    #[n(0)]
+    pub selected: u32,
+    /// SHA-256 of their values in ascending order.
+    #[n(1)]
+    pub digest: Hash,
+}
+
+/// Somebody made a challenge that only one genuine chip could open, and saw the answer: the device's identity key is in that chip. By a
+/// witness (session key) or an administrator. The same author may say it anew, of the same chip.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Attest {
+    /// The device.
+    #[n(0)]
+    pub device: DeviceId,
+    /// Its chip.
+    #[n(1)]
+    pub chip: Chip,
+    /// SHA-256 of the endorsement key's certificate: it names the machine for life, so no more of it is told.
+    #[n(2)]
+    pub certificate: Hash,
+    /// The chip's maker and model as certified, for people.
+    #[n(3)]
+    pub maker: String,
+    /// A software TPM.
+    #[n(4)]
+    pub software: bool,
+    /// Where its counter stood.
+    #[n(5)]
+    pub generation: u64,
+    /// Its registers, where they were asked for.
+    #[n(6)]
+    pub registers: Option<Registers>,
+    /// The challenge's secret, told now that it is used up: with it anybody can check `proof`.
+    #[cbor(n(7), with = "minicbor::bytes")]
+    pub secret: [u8; 32],
+    /// The chip's statements (message `MTP1` of the attestation page).
+    #[cbor(n(8), with = "minicbor::bytes")]
+    pub proof: Vec<u8>,
+}
+
+/// The vault's committed generation, by the identity key. After it the device is refused with any older one.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct VaultGeneration {
+    /// Greater than all before.
+    #[n(0)]
+    pub generation: u64,
+    /// The chip's certified counter for [`crate::attested::counter_context`] (message `MTS1`), where there is a chip.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub proof: Option<Vec<u8>>,
+}
+
+/// A device with role pcr-approver allows the registers under which another device's vault opens.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct PcrApproval {
+    /// Whose vault.
+    #[n(0)]
+    pub device: DeviceId,
+    /// Approval of the page of the vault `tpm`, 107 bytes. The chip itself checks it.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub approval: Vec<u8>,
+}
+
+/// What an [`Alert`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(index_only)]
+pub enum AlertKind {
+    /// Its vault is behind the generation that the ledger knows: it was put back from a copy.
+    #[n(0)]
+    VaultBehind,
+    /// Its vault is ahead of what it ever committed: somebody else moved the counter, and what was sealed is lost.
+    #[n(1)]
+    VaultAhead,
+    /// A statement that its chip must make is missing or wrong.
+    #[n(2)]
+    Evidence,
+    /// Its registers are others than were attested or approved.
+    #[n(3)]
+    Registers,
+}
+
+/// A device says that something is wrong with a device. By the session key; about itself also by the identity key.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Alert {
+    /// With which device.
+    #[n(0)]
+    pub about: DeviceId,
+    /// What.
+    #[n(1)]
+    pub what: AlertKind,
+    /// For people, at most 256 bytes.
+    #[n(2)]
+    pub text: String,
 }
 
 /// Verifier of a PIN: Argon2id (RFC 9106) of the PIN.
@@ -434,18 +570,30 @@ pub struct Residency {
 }
 
 /// When a holder's vault is opened to release shards of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-#[cbor(index_only)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub enum VaultOpening {
     /// Once, at the agent's start.
     #[n(0)]
     Boot,
-    /// For a time after each need.
+    /// When there is a need; it stays open for so many seconds after it, 1 to [`VaultOpening::WINDOW_SECONDS_MAX`].
     #[n(1)]
-    Window,
+    Window(#[n(0)] u32),
     /// For each release.
     #[n(2)]
     PerRelease,
+}
+
+impl VaultOpening {
+    /// Longest window: one day.
+    pub const WINDOW_SECONDS_MAX: u32 = 86_400;
+
+    /// Whether it is within bounds.
+    pub fn is_good(self) -> bool {
+        match self {
+            VaultOpening::Window(seconds) => (1..=Self::WINDOW_SECONDS_MAX).contains(&seconds),
+            VaultOpening::Boot | VaultOpening::PerRelease => true,
+        }
+    }
 }
 
 /// What a key may be used for, by whom, and how carefully.
@@ -467,6 +615,9 @@ pub struct KeyPolicy {
     /// Bits of allowed IV modes: 1 deterministic, 2 hedged, 4 random.
     #[n(4)]
     pub iv_modes: u8,
+    /// Uses per second that the key was made for; 0: not declared. A holder whose vault cannot serve so many openings does not take a shard.
+    #[n(5)]
+    pub rate: u32,
 }
 
 /// When a key's shards are refreshed.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// How many of the newest heads are kept to judge the `head` of new entries.
 pub const RECENT_HEADS: usize = 1024;
+/// How many approvals of registers are kept for a device.
+pub const PCR_APPROVALS: usize = 16;
 /// How many sessions of a device are kept: a cosignature may have been made just before the device renewed its session.
 pub const RECENT_SESSIONS: usize = 4;
 
@@ -36,6 +38,8 @@ pub struct State {
     pub authors: OrdMap<AuthorId, AuthorTail>,
     /// Highest grant number posted by each holder.
     pub grants: OrdMap<DeviceId, u64>,
+    /// Alerts: about whom, what, by whom.
+    pub alerts: OrdMap<(DeviceId, record::AlertKind, DeviceId), AlertState>,
     /// Who delegated each session key that is kept in [`Device::sessions`]: no key speaks for two devices.
     pub(crate) session_owners: OrdMap<[u8; 32], DeviceId>,
     /// Index of the newest UNBAN of each device.
@@ -81,10 +85,34 @@ pub struct Device {
     pub roles: Vec<DeviceRole>,
     /// Where peers reach it, from the newest delegation.
     pub addresses: Vec<String>,
-    /// Vault generation, from the newest delegation.
+    /// The newest generation of its vault that it has acknowledged: in a VAULT-GENERATION, a delegation, or to who attested it.
     pub vault_generation: u64,
+    /// Who challenged its chip and saw what; the newest statement of each author.
+    pub attestations: OrdMap<AuthorId, Attestation>,
+    /// The newest approvals of its registers, oldest first, at most [`PCR_APPROVALS`].
+    pub pcr_approvals: Vec<Arc<record::PcrApproval>>,
+    /// The newest delegation, with its quote.
+    pub delegation: Option<Arc<record::Delegate>>,
     /// Newest first, at most [`RECENT_SESSIONS`].
     pub(crate) sessions: Vec<Session>,
+}
+
+/// What somebody saw of a device's chip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attestation {
+    /// As posted.
+    pub record: Arc<record::Attest>,
+    /// When it was sequenced, milliseconds.
+    pub time_ms: u64,
+}
+
+/// An alert that stands: the newest of its author about this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlertState {
+    /// As posted.
+    pub record: Arc<record::Alert>,
+    /// When it was sequenced, milliseconds.
+    pub time_ms: u64,
 }
 
 /// A session key of a device.
@@ -255,9 +283,11 @@ impl State {
         self.devices.get(id).map_or_else(|| id.short(), |d| d.name.clone())
     }
 
-    /// The device with this name.
+    /// The device with this name. Names of banned devices may be given again: the one that is not banned, then.
     pub fn device_by_name(&self, name: &str) -> Option<(&DeviceId, &Device)> {
-        self.devices.iter().find(|(_, d)| d.name == name)
+        let mut named = self.devices.iter().filter(|(_, d)| d.name == name);
+        let first = named.clone().next();
+        named.find(|(_, d)| !d.is_banned()).or(first)
     }
 
     /// The device whose newest session key this is.

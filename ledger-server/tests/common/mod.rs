@@ -90,6 +90,7 @@ impl World {
             skew_ms_max: 10_000,
             members_join_unapproved: true,
             dev: true,
+            unattested: true,
         })
     }
 
@@ -327,6 +328,7 @@ impl Device {
             vault_generation: 1,
             not_after_ms: now_ms() + 3_600_000,
             addresses: vec![],
+            quote: None,
         };
         let session = self.keys.session();
         self.author.post_signed_by(&[&self.keys.identity, &session], &delegate.into(), SOON).unwrap()

@@ -61,7 +61,7 @@ struct KeyLine {
     uses: Vec<&'static str>,
     allow: Vec<String>,
     residency: String,
-    vault_open: &'static str,
+    vault_open: String,
     iv_modes: Vec<&'static str>,
     assemblers: Vec<String>,
     created_ms: u64,

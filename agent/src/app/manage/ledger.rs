@@ -121,6 +121,10 @@ fn summary(state: &State, record: &Record) -> String {
         }
         Record::Ban(r) => format!("device {} is banned: {}", device(&r.device), r.reason),
         Record::Unban(r) => format!("device {} is trusted again", device(&r.device)),
+        Record::Attest(r) => format!("the chip of {} proved itself: {}", device(&r.device), r.maker),
+        Record::VaultGeneration(r) => format!("the vault of its author is at generation {}", r.generation),
+        Record::PcrApproval(r) => format!("registers of {} are approved", device(&r.device)),
+        Record::Alert(r) => format!("alert about {}: {}", device(&r.about), r.text),
     }
 }
 

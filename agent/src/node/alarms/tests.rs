@@ -31,8 +31,13 @@ fn key() -> Ed25519Secret {
 
 fn world() -> World {
     let (admin, seed, identity) = (key(), key(), key());
-    let policy =
-        NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 2_000, members_join_unapproved: true, dev: true };
+    let policy = NetworkPolicy {
+        head_age_ms_max: 60_000,
+        skew_ms_max: 2_000,
+        members_join_unapproved: true,
+        dev: true,
+        unattested: true,
+    };
     let genesis = Genesis {
         name: "n".into(),
         created_ms: 0,

@@ -35,6 +35,7 @@ fn key() -> Key {
             residency: Residency { window_seconds: 0 },
             vault_opening: VaultOpening::Boot,
             iv_modes: 0,
+            rate: 0,
         },
         schedule: Schedule { refresh_seconds: 0, refresh_uses: 0 },
         created_ms: 0,
@@ -58,8 +59,13 @@ fn label() -> ShardLabel {
 }
 
 fn state(with: Option<Key>) -> State {
-    let policy =
-        NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 2_000, members_join_unapproved: false, dev: false };
+    let policy = NetworkPolicy {
+        head_age_ms_max: 60_000,
+        skew_ms_max: 2_000,
+        members_join_unapproved: false,
+        dev: false,
+        unattested: true,
+    };
     let genesis = Genesis {
         name: "n".into(),
         created_ms: 0,

@@ -9,6 +9,14 @@ struct Keys {
     off: AtomicU8,
 }
 
+fn number(opening: VaultOpening) -> u8 {
+    match opening {
+        VaultOpening::Boot => 0,
+        VaultOpening::Window(_) => 1,
+        VaultOpening::PerRelease => 2,
+    }
+}
+
 fn secret32(first: u8) -> Arc<Secret<32>> {
     Arc::new(Secret::new_with(|b| b[0] = first).unwrap())
 }
@@ -19,11 +27,11 @@ impl SealingKeys for Keys {
     }
 
     fn key(&self, _: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
-        Ok(secret32(opening as u8))
+        Ok(secret32(number(opening)))
     }
 
     fn key_anew(&self, _: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
-        Ok(secret32(opening as u8 + self.off.load(Ordering::Relaxed)))
+        Ok(secret32(number(opening) + self.off.load(Ordering::Relaxed)))
     }
 }
 

@@ -95,8 +95,13 @@ fn a_release_is_judged_again_after_the_disk_has_taken_its_time() {
 
 #[test]
 fn shards_that_are_over_are_erased_and_those_of_deleted_keys_after_the_grace() {
-    let policy =
-        NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 2_000, members_join_unapproved: false, dev: false };
+    let policy = NetworkPolicy {
+        head_age_ms_max: 60_000,
+        skew_ms_max: 2_000,
+        members_join_unapproved: false,
+        dev: false,
+        unattested: true,
+    };
     let net = Net::with_policy(2, policy);
     let (kept, old) = (net.make(|_| ()), net.make(|_| ()));
     let soon = now_ms() + 2_500;

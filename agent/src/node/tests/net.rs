@@ -71,7 +71,13 @@ impl Net {
     pub fn up(n: usize) -> Net {
         Net::with_policy(
             n,
-            NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 2_000, members_join_unapproved: false, dev: true },
+            NetworkPolicy {
+                head_age_ms_max: 60_000,
+                skew_ms_max: 2_000,
+                members_join_unapproved: false,
+                dev: true,
+                unattested: true,
+            },
         )
     }
 
@@ -248,6 +254,7 @@ pub fn new_key(assemblers: Vec<DeviceId>) -> NewKey {
             residency: Residency { window_seconds: 0 },
             vault_opening: VaultOpening::Boot,
             iv_modes: 7,
+            rate: 0,
         },
         schedule: Schedule { refresh_seconds: 0, refresh_uses: 0 },
         valid_until_ms: None,

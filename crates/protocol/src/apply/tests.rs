@@ -48,6 +48,7 @@ impl World {
                 skew_ms_max: 10_000,
                 members_join_unapproved: false,
                 dev: false,
+                unattested: true,
             },
             nonce: [7; 32],
         };
@@ -154,6 +155,7 @@ fn delegate(session: u8, counter: u64) -> Delegate {
         vault_generation: 1,
         not_after_ms: T0 + SESSION_MS_MAX,
         addresses: vec!["127.0.0.1:1".into()],
+        quote: None,
     }
 }
 
@@ -405,6 +407,7 @@ fn m_of_n_administrators() {
             skew_ms_max: 10_000,
             members_join_unapproved: false,
             dev: false,
+            unattested: true,
         },
         nonce: [8; 32],
     };
@@ -454,6 +457,7 @@ fn dealt_key(w: &World) -> (record::Key, Vec<(u32, mayfly_secmem::Secret<64>)>) 
             residency: record::Residency { window_seconds: 0 },
             vault_opening: record::VaultOpening::Boot,
             iv_modes: 2,
+            rate: 0,
         },
         schedule: record::Schedule { refresh_seconds: 0, refresh_uses: 0 },
         created_ms: T0,

@@ -40,6 +40,7 @@ fn key(t: u8, n: u8) -> Key {
             residency: Residency { window_seconds: 0 },
             vault_opening: VaultOpening::Boot,
             iv_modes: 0,
+            rate: 0,
         },
         schedule: Schedule { refresh_seconds: 0, refresh_uses: 0 },
         created_ms: 0,

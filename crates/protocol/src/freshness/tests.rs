@@ -14,8 +14,13 @@ fn id(n: u8) -> DeviceId {
 /// A network of `n` witnesses and a plain member (9), with `size` entries.
 fn network(n: u8, size: u64) -> (State, Vec<Ed25519Secret>) {
     let keys: Vec<_> = (0..=n).map(|_| Ed25519Secret::generate().unwrap()).collect();
-    let policy =
-        NetworkPolicy { head_age_ms_max: 60_000, skew_ms_max: 2_000, members_join_unapproved: false, dev: false };
+    let policy = NetworkPolicy {
+        head_age_ms_max: 60_000,
+        skew_ms_max: 2_000,
+        members_join_unapproved: false,
+        dev: false,
+        unattested: true,
+    };
     let genesis = Genesis {
         name: "n".into(),
         created_ms: 0,
@@ -45,6 +50,9 @@ fn device(key: PublicKey, roles: Vec<DeviceRole>) -> Device {
         roles,
         addresses: vec![],
         vault_generation: 1,
+        attestations: Default::default(),
+        pcr_approvals: vec![],
+        delegation: None,
         sessions: vec![Session { key, start_counter: 1, not_after_ms: u64::MAX }],
     }
 }

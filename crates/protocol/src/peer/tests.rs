@@ -195,6 +195,7 @@ fn an_offer_of_the_largest_key_fits_into_a_frame() {
             residency: record::Residency { window_seconds: u32::MAX },
             vault_opening: record::VaultOpening::PerRelease,
             iv_modes: 7,
+            rate: 0,
         },
         schedule: record::Schedule { refresh_seconds: u64::MAX, refresh_uses: u64::MAX },
         created_ms: u64::MAX,
