@@ -6,6 +6,7 @@ use crate::identity::low_s;
 use crate::record::KeyFile;
 use crate::tss::{EndorsementUse, HANDLE, Hierarchy, Layer, Object, Protect, RawSigned, Session, Tpm};
 use crate::vault::{Link, TpmVault};
+use mayfly_evidence::Malformed;
 use mayfly_evidence::ek::{Endorsement, cut_certificate};
 use mayfly_evidence::exchange::{
     CERTIFICATE_BYTES_MAX, CERTIFICATES_MAX, CONTEXT_BYTES, Challenge, DeviceKeys, Proof, QuoteRequest, STEP_COUNTER,
@@ -13,7 +14,6 @@ use mayfly_evidence::exchange::{
 };
 use mayfly_evidence::marshal::Reader;
 use mayfly_evidence::object::Role;
-use mayfly_evidence::{Malformed, pcr};
 use mayfly_plugin_abi::{GuestError, Status};
 use mayfly_vault_store::refusal;
 use zeroize::Zeroizing;
@@ -151,11 +151,6 @@ impl TpmVault {
             }
             _ => error.into(),
         })
-    }
-
-    /// Values of registers, for who decides about them.
-    pub(crate) fn register_values(&self, selection: pcr::Selection) -> Result<Vec<[u8; 32]>, GuestError> {
-        self.link(|link| Ok(link.tpm.registers(selection)?))
     }
 }
 

@@ -1,9 +1,11 @@
 //! Management of this vault: `control` of the plugin interface. `docs/formats/vault-tpm.md` describes each.
 
+use crate::approval::Readings;
 use crate::error::Fault;
-use crate::record::Approval;
+use crate::generation::Standing;
 use crate::vault::{AUTH, TpmVault};
-use mayfly_evidence::pcr::{self, Selection};
+use mayfly_evidence::approval::Approval;
+use mayfly_evidence::pcr::Selection;
 use mayfly_evidence::policy::approval_reference;
 use mayfly_plugin_abi::{GuestError, Status};
 use mayfly_vault_store::{GENERATION, HEADER, IDENTITY, STAGED};
@@ -33,41 +35,50 @@ impl TpmVault {
         }
     }
 
-    /// Registers, approvals, and what an approver has to sign, as JSON.
+    /// What an approver elsewhere needs to sign, as JSON; every field is always there.
     fn show_policy(&mut self) -> Result<Vec<u8>, GuestError> {
-        let standing = self.link(|link| self.settle(link))?;
-        let vault_id = self.header.vault_id;
-        let reference = |generation: u64| json!({"generation": generation, "reference": hex::encode(approval_reference(&vault_id, generation))});
-        let mut shown = json!({
-            "vault": hex::encode(vault_id),
-            "generation": standing.current,
-            "references": [reference(standing.current), reference(standing.current.saturating_add(1))],
+        let pcr = self.config.pcr()?;
+        let approvals = self.approvals()?;
+        let approved = approvals.iter().fold(Selection::default(), |all, approval| all.union(approval.registers));
+        // seals may ask an approver whom the configuration no longer names
+        let shown = pcr.map_or(approved, |pcr| pcr.registers);
+        let (standing, readings) =
+            self.link(|link| Ok((self.settle(link)?, Readings::take(link.tpm, shown.union(approved))?)))?;
+        let current = standing.current;
+        let references: Result<Vec<_>, GuestError> = [current, current.saturating_add(1)]
+            .into_iter()
+            .map(|g| self.show_generation(&standing, &readings, &approvals, g))
+            .collect();
+        let registers = shown.numbers().map(|n| (n.to_string(), json!(readings.value(n).map(hex::encode))));
+        let policy = json!({
+            "vault": hex::encode(self.header.vault_id),
+            "generation": current,
+            "references": references?,
             "sealed_to_approver": standing.committed.as_ref().is_some_and(|file| file.approver.is_some()),
+            "approver": pcr.map(|pcr| hex::encode(pcr.approver.compressed())),
+            "registers": registers.collect::<serde_json::Map<_, _>>(),
+            "digest": readings.digest(shown).filter(|_| !shown.is_empty()).map(hex::encode),
+            "approvals": approvals.iter().map(|approval| show_approval(approval, &readings)).collect::<Vec<_>>(),
         });
-        if let Some(pcr) = self.config.pcr()? {
-            let values = self.register_values(pcr.registers)?;
-            let digest = pcr::digest(&values);
-            let values: serde_json::Map<String, serde_json::Value> =
-                pcr.registers.numbers().map(|number| number.to_string()).zip(values.iter().map(hex_value)).collect();
-            let approvals = self.approvals()?.approvals;
-            shown["approver"] = json!(hex::encode(pcr.approver.compressed()));
-            shown["registers"] = serde_json::Value::Object(values);
-            shown["digest"] = json!(hex::encode(digest));
-            shown["approvals"] = approvals.iter().map(|approval| self.show_approval(approval)).collect();
-        }
-        Ok(shown.to_string().into_bytes())
+        Ok(policy.to_string().into_bytes())
     }
 
-    fn show_approval(&self, approval: &Approval) -> serde_json::Value {
-        let fits = |registers: Selection| -> Option<bool> {
-            Some(pcr::digest(&self.register_values(registers).ok()?) == approval.digest)
-        };
-        json!({
-            "generation": approval.generation,
-            "registers": approval.registers.numbers().collect::<Vec<_>>(),
-            "digest": hex::encode(approval.digest),
-            "fits_now": fits(approval.registers),
-        })
+    fn show_generation(
+        &self,
+        standing: &Standing,
+        readings: &Readings,
+        approvals: &[Approval],
+        generation: u64,
+    ) -> Result<serde_json::Value, GuestError> {
+        let approver = self.approver_of(standing, generation)?;
+        let vault_id = &self.header.vault_id;
+        let mut of_it = approvals.iter().filter(|approval| approval.generation == generation);
+        Ok(json!({
+            "generation": generation,
+            "reference": hex::encode(approval_reference(vault_id, generation)),
+            "approver": approver.map(|approver| hex::encode(approver.compressed())),
+            "approved_now": approver.is_none_or(|by| of_it.any(|approval| readings.fit(approval, &by, vault_id))),
+        }))
     }
 
     /// Removes the vault from the chip and the folder. Nothing of it opens ever again.
@@ -90,6 +101,11 @@ impl TpmVault {
     }
 }
 
-fn hex_value(bytes: &[u8; 32]) -> serde_json::Value {
-    serde_json::Value::String(hex::encode(bytes))
+fn show_approval(approval: &Approval, readings: &Readings) -> serde_json::Value {
+    json!({
+        "generation": approval.generation,
+        "registers": approval.registers.numbers().collect::<Vec<_>>(),
+        "digest": hex::encode(approval.digest),
+        "fits_now": readings.digest(approval.registers) == Some(approval.digest),
+    })
 }

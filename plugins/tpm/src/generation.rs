@@ -214,10 +214,7 @@ impl TpmVault {
     ) -> Result<(), Fault> {
         let generation = file.generation;
         let seal = file.seal(tier).ok_or_else(|| refusal::no_key(tier, generation))?;
-        let approval = match &file.approver {
-            Some(approver) => Some((approver, self.approval_for(link, generation)?)),
-            None => None,
-        };
+        let approval = file.approver.as_ref().zip(self.approval_for(link, file)?);
         let object = self.load(link, file, seal)?;
         let policy = link.tpm.policy_session(link.srk, Protect::Answer)?;
         if let Some((approver, approval)) = &approval {
@@ -290,8 +287,8 @@ impl TpmVault {
         for seal in &file.seals {
             self.load(link, file, seal)?;
         }
-        if file.approver.is_some() && !unapproved {
-            self.approval_for(link, file.generation)?;
+        if !unapproved {
+            self.approval_for(link, file)?;
         }
         Ok(())
     }
@@ -322,9 +319,7 @@ impl TpmVault {
                 _ => Err(standing.stale()),
             };
         };
-        if file.approver.is_some() {
-            self.approval_for(link, file.generation)?;
-        }
+        self.approval_for(link, file)?;
         Ok((HealthState::Ok, String::new()))
     }
 }

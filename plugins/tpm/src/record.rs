@@ -2,9 +2,9 @@
 //! What must not be changed is checked by the chip (sealed blobs, policies) or against it (Names).
 
 use crate::keys::CHECK_BYTES;
+use mayfly_evidence::approval::Approval;
 use mayfly_evidence::marshal::{Malformed, Reader, Writer};
 use mayfly_evidence::object::{Name, PUBLIC_BYTES_MAX, Point, Role};
-use mayfly_evidence::pcr::Selection;
 use mayfly_plugin_abi::Tier;
 use mayfly_vault_store::{VaultId, record};
 
@@ -72,16 +72,6 @@ pub(crate) struct Seal {
 pub(crate) struct Approvals {
     pub(crate) vault_id: VaultId,
     pub(crate) approvals: Vec<Approval>,
-}
-
-/// The approver's word that registers of these values open a generation; also the input of `control("approve")`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Approval {
-    pub(crate) generation: u64,
-    pub(crate) registers: Selection,
-    pub(crate) digest: [u8; 32],
-    /// ECDSA P-256 with SHA-256 over `mayfly_evidence::policy::approval_message`.
-    pub(crate) signature: [u8; 64],
 }
 
 impl Header {
@@ -184,7 +174,7 @@ impl Approvals {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = start(MAGIC_APPROVALS, &self.vault_id).u16(self.approvals.len() as u16);
         for approval in &self.approvals {
-            out = approval.put(out);
+            out = out.raw(&approval.encode());
         }
         finish(out)
     }
@@ -195,37 +185,9 @@ impl Approvals {
         if count > APPROVALS_MAX {
             return Err(Malformed("too many approvals"));
         }
-        let approvals = (0..count).map(|_| Approval::get(&mut fields)).collect::<Result<_, _>>()?;
+        let approvals = (0..count).map(|_| Approval::read(&mut fields)).collect::<Result<_, _>>()?;
         fields.finish()?;
         Ok(Approvals { vault_id, approvals })
-    }
-}
-
-impl Approval {
-    fn put(&self, out: Writer) -> Writer {
-        out.u64(self.generation).raw(&self.registers.bitmap()).raw(&self.digest).raw(&self.signature)
-    }
-
-    fn get(fields: &mut Reader<'_>) -> Result<Approval, Malformed> {
-        Ok(Approval {
-            generation: fields.u64()?,
-            registers: Selection::from_bitmap(fields.array()?),
-            digest: fields.array()?,
-            signature: fields.array()?,
-        })
-    }
-
-    /// One approval alone: 107 bytes.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Approval, Malformed> {
-        let mut fields = Reader::new(bytes);
-        let approval = Approval::get(&mut fields)?;
-        fields.finish()?;
-        Ok(approval)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        self.put(Writer::new()).finish()
     }
 }
 
@@ -250,6 +212,7 @@ fn check<'a>(bytes: &'a [u8], magic: &[u8; 8]) -> Result<(Reader<'a>, VaultId), 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mayfly_evidence::pcr::Selection;
 
     fn round<T: PartialEq + std::fmt::Debug>(
         value: T,
@@ -292,8 +255,6 @@ mod tests {
         }
         let approval =
             Approval { generation: 4, registers: Selection::of(&[7]).unwrap(), digest: [5; 32], signature: [6; 64] };
-        assert_eq!(Approval::decode(&approval.encode()), Ok(approval.clone()));
-        assert_eq!(approval.encode().len(), 107);
         let approvals = Approvals { vault_id: [1; 16], approvals: vec![approval; APPROVALS_MAX] };
         round(approvals, Approvals::encode, Approvals::decode);
     }

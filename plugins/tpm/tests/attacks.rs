@@ -7,8 +7,8 @@ mod common;
 
 use common::proxy::{Act, Proxy};
 use common::{Swtpm, copy_folder, host_config, settled};
+use mayfly_evidence::approval::Approval;
 use mayfly_evidence::pcr::{self, Selection};
-use mayfly_evidence::policy::approval_message;
 use mayfly_plugin_api::{HealthState, HostConfig, PluginError, Status, Tier, VaultPlugin};
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::Signer;
@@ -475,10 +475,10 @@ impl Approver {
 
     /// The approval as `control("approve")` takes it.
     fn sign(&self, vault: &[u8; 16], generation: u64, registers: Selection, digest: [u8; 32]) -> Vec<u8> {
-        let message = approval_message(registers, &digest, vault, generation);
-        let signature: p256::ecdsa::Signature = self.0.sign(&message);
-        let generation = generation.to_be_bytes();
-        [&generation[..], &registers.bitmap(), &digest, &signature.to_bytes()].concat()
+        let mut approval = Approval { generation, registers, digest, signature: [0; 64] };
+        let signature: p256::ecdsa::Signature = self.0.sign(&approval.message(vault));
+        approval.signature = signature.to_bytes().into();
+        approval.encode()
     }
 }
 
@@ -492,6 +492,16 @@ struct Policy {
     vault: [u8; 16],
     digest: [u8; 32],
     shown: serde_json::Value,
+}
+
+impl Policy {
+    /// Of the committed generation and of the next one: who must approve, and whether that is done for the present values.
+    fn approved(&self) -> [(Option<&str>, bool); 2] {
+        [0, 1].map(|place| {
+            let entry = &self.shown["references"][place];
+            (entry["approver"].as_str(), entry["approved_now"].as_bool().unwrap())
+        })
+    }
 }
 
 fn policy(vault: &VaultPlugin) -> Policy {
@@ -576,7 +586,133 @@ fn an_update_that_was_approved_before() {
     assert_eq!(key(&vault, 1).unwrap(), good, "and back");
 }
 
-/// What the folder says about approvals is not believed: the chip verifies them.
+/// What is shown is enough to sign for the next boot and the next generation on another machine.
+#[test]
+fn an_approver_elsewhere_needs_only_what_is_shown() {
+    let chip = Swtpm::start();
+    let approver = Approver::new(9);
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    let shown = policy(&vault).shown;
+    let by = approver.public();
+    let reference = |generation| {
+        let text = hex::encode(mayfly_evidence::policy::approval_reference(
+            &hex::decode(shown["vault"].as_str().unwrap()).unwrap().try_into().unwrap(),
+            generation,
+        ));
+        serde_json::json!({"generation": generation, "reference": text, "approver": by, "approved_now": false})
+    };
+    let expected = serde_json::json!({
+        "vault": shown["vault"],
+        "generation": 0,
+        "references": [reference(0), reference(1)],
+        "sealed_to_approver": false,
+        "approver": by,
+        "registers": {"16": "0".repeat(64)},
+        "digest": hex::encode(pcr::digest(&[[0; 32]])),
+        "approvals": [],
+    });
+    assert_eq!(shown, expected, "others build on these names");
+
+    // without registers in the configuration the same fields are there
+    let vault = chip.plugin("plain");
+    let plain: serde_json::Value = serde_json::from_slice(&vault.control("policy", &[]).unwrap()).unwrap();
+    let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&plain), keys(&shown));
+    assert!(plain["approver"].is_null() && plain["digest"].is_null());
+    assert_eq!(plain["references"][1]["approved_now"], true, "nobody is asked");
+}
+
+/// Approvals of the next generation come before it is staged, outlive the commit, and open it.
+#[test]
+fn approvals_in_advance_outlive_the_commit() {
+    let chip = Swtpm::start();
+    let approver = Approver::new(9);
+    let registers = Selection::of(&[16]).unwrap();
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    let now = policy(&vault);
+    for generation in 1..=3 {
+        vault.control("approve", &approver.sign(&now.vault, generation, registers, now.digest)).unwrap();
+    }
+    for generation in 1..=3 {
+        assert!(policy(&vault).approved()[1].1, "{generation} is approved already");
+        let staged = advance(&vault, generation);
+        assert_eq!(key(&vault, generation).unwrap(), staged);
+        assert_eq!(policy(&vault).shown["approvals"].as_array().unwrap().len() as u64, 4 - generation);
+    }
+    assert!(!policy(&vault).approved()[1].1);
+    let old = approver.sign(&now.vault, 2, registers, now.digest);
+    let error = vault.control("approve", &old).unwrap_err();
+    assert_eq!(error.status(), Some(Status::Invalid));
+    assert!(error.to_string().contains("3 is committed"), "{error}");
+}
+
+/// Another approver in the configuration counts from the next generation on; until then the present one's word opens.
+#[test]
+fn another_approver_counts_from_the_next_generation_on() {
+    let chip = Swtpm::start();
+    let (old, new) = (Approver::new(9), Approver::new(8));
+    let registers = Selection::of(&[16]).unwrap();
+    let vault = VaultPlugin::start(&with_registers(&chip, &old)).unwrap();
+    let before = policy(&vault);
+    for generation in [1, 2] {
+        vault.control("approve", &old.sign(&before.vault, generation, registers, before.digest)).unwrap();
+    }
+    let first = advance(&vault, 1);
+    drop(vault);
+
+    let vault = VaultPlugin::start(&with_registers(&chip, &new)).unwrap();
+    assert_eq!(key(&vault, 1).unwrap(), first, "what was sealed and approved opens on");
+    let (by_old, by_new) = (old.public(), new.public());
+    assert_eq!(policy(&vault).approved(), [(Some(by_old.as_str()), true), (Some(by_new.as_str()), false)]);
+    chip.tool("pcrextend", &[ONE]).unwrap();
+    let after = policy(&vault);
+    let of = |approver: &Approver, generation| approver.sign(&after.vault, generation, registers, after.digest);
+    assert_eq!(status(vault.control("approve", &of(&new, 1))), Status::Invalid, "it could not open generation 1");
+    assert_eq!(status(vault.control("approve", &of(&old, 2))), Status::Invalid, "it could not open generation 2");
+    assert_eq!(status(key(&vault, 1)), Status::PolicyPending);
+    vault.control("approve", &of(&old, 1)).unwrap();
+    assert_eq!(key(&vault, 1).unwrap(), first);
+
+    // the old approver's word for generation 2, given before the change, does not count for it
+    let second = *vault.stage(2, Tier::Boot).unwrap().expose();
+    assert_eq!(status(vault.commit(2)), Status::PolicyPending);
+    vault.control("approve", &of(&new, 2)).unwrap();
+    vault.commit(2).unwrap();
+    assert_eq!(key(&vault, 2).unwrap(), second);
+    drop(vault);
+
+    // and without the section: what is sealed is still shown, and still asks its approver
+    chip.tool("pcrreset", &["16"]).unwrap();
+    let vault = chip.plugin("data");
+    let shown = policy(&vault);
+    assert_eq!(shown.approved(), [(Some(by_new.as_str()), false), (None, true)]);
+    assert_eq!(shown.digest, before.digest);
+    assert_eq!(status(key(&vault, 2)), Status::PolicyPending);
+    vault.control("approve", &new.sign(&shown.vault, 2, registers, shown.digest)).unwrap();
+    assert_eq!(key(&vault, 2).unwrap(), second);
+    let third = advance(&vault, 3);
+    assert_eq!(key(&vault, 3).unwrap(), third, "and the next generation asks nobody");
+    assert_eq!(chip.occupied(), 0);
+}
+
+/// The folder takes so many approvals and no more; refused ones leave it as it was.
+#[test]
+fn approvals_are_bounded() {
+    let chip = Swtpm::start();
+    let approver = Approver::new(9);
+    let registers = Selection::of(&[16]).unwrap();
+    let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
+    let now = policy(&vault);
+    for fill in 0..64 {
+        vault.control("approve", &approver.sign(&now.vault, 1, registers, [fill; 32])).unwrap();
+    }
+    vault.control("approve", &approver.sign(&now.vault, 1, registers, [0; 32])).unwrap();
+    let refused = vault.control("approve", &approver.sign(&now.vault, 1, registers, [64; 32]));
+    assert!(refused.unwrap_err().to_string().contains("too many"));
+    assert_eq!(policy(&vault).shown["approvals"].as_array().unwrap().len(), 64);
+}
+
+/// What the folder says about approvals is not believed: each is verified, by us and then by the chip.
 #[test]
 fn a_forged_approval_in_the_folder_opens_nothing() {
     let chip = Swtpm::start();
@@ -599,7 +735,9 @@ fn a_forged_approval_in_the_folder_opens_nothing() {
     bytes.extend_from_slice(&hash);
     std::fs::write(&path, &bytes).unwrap();
     let vault = VaultPlugin::start(&with_registers(&chip, &approver)).unwrap();
-    assert!(key(&vault, 1).is_err());
+    assert_eq!(status(key(&vault, 1)), Status::PolicyPending);
+    assert_eq!(policy(&vault).shown["approvals"][0]["fits_now"], true, "shown for what it is");
+    assert!(!policy(&vault).approved()[0].1);
     assert_eq!(chip.occupied(), 0);
 }
 

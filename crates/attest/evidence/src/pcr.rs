@@ -27,6 +27,12 @@ impl Selection {
         Ok(Selection(bits))
     }
 
+    /// The registers of both.
+    #[must_use]
+    pub fn union(self, other: Selection) -> Selection {
+        Selection(self.0 | other.0)
+    }
+
     /// The numbers in order.
     pub fn numbers(self) -> impl Iterator<Item = u32> {
         (0..PCR_COUNT).filter(move |number| self.0 >> number & 1 == 1)
@@ -94,6 +100,7 @@ mod tests {
         assert_eq!(selection.bitmap(), [0x81, 0, 0x80]);
         assert_eq!(selection.numbers().collect::<Vec<_>>(), [0, 7, 23]);
         assert_eq!(Selection::from_bitmap(selection.bitmap()), selection);
+        assert_eq!(selection.union(Selection::of(&[1, 7]).unwrap()), Selection::of(&[0, 1, 7, 23]).unwrap());
         for selection in [selection, Selection::default()] {
             let bytes = selection.marshal();
             let mut reader = Reader::new(&bytes);
