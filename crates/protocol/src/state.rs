@@ -85,7 +85,7 @@ pub struct Device {
     pub roles: Vec<DeviceRole>,
     /// Where peers reach it, from the newest delegation.
     pub addresses: Vec<String>,
-    /// The newest generation of its vault that it has acknowledged: in a VAULT-GENERATION, a delegation, or to who attested it.
+    /// The newest generation of its vault that it has acknowledged, in a VAULT-GENERATION or a delegation.
     pub vault_generation: u64,
     /// Who challenged its chip and saw what; the newest statement of each author.
     pub attestations: OrdMap<AuthorId, Attestation>,

@@ -44,8 +44,9 @@ impl State {
         let device = self.devices.get(&r.device);
         let device =
             device.filter(|d| !d.is_banned()).ok_or(Refusal::Rule("device has not joined, or is banned".into()))?;
+        let before = device.attestations.get(&entry.author);
         ensure(
-            device.attestations.values().all(|a| a.record.chip == r.chip),
+            before.is_none_or(|a| a.record.chip == r.chip),
             "another chip was attested before: a device stays with its chip, enrol it anew",
         )?;
         ensure(r.generation >= device.vault_generation, "the vault's generation went back")?;
@@ -102,8 +103,8 @@ impl State {
 
     pub(super) fn attest(&mut self, time_ms: u64, entry: &Entry, r: &record::Attest) {
         let attestation = Attestation { record: Arc::new(r.clone()), time_ms };
+        // Its generation is the device's own to say: one lying witness must not be able to put a device into quarantine.
         self.with_device(&r.device, |d| {
-            d.vault_generation = d.vault_generation.max(r.generation);
             d.attestations.insert(entry.author, attestation);
         });
     }
@@ -122,19 +123,30 @@ impl State {
         self.alerts.insert((r.about, r.what, DeviceId::from(entry.author)), alert);
     }
 
-    /// Who has attested the device, as far as it counts now.
+    /// Who has attested the device, as far as it counts now: enough authors who saw the same chip.
     pub fn attested(&self, device: &DeviceId) -> Attested {
-        let Some(device) = self.devices.get(device) else { return Attested::No };
-        let Some(genesis) = self.genesis.as_deref() else { return Attested::No };
-        let by = |author: &AuthorId| device.attestations.contains_key(author);
-        let administrators = genesis.administrators.iter().filter(|a| by(&AuthorId(public_key_id(&a.key.0)))).count();
-        if administrators >= usize::from(genesis.administrators_needed) {
-            return Attested::ByAdministrators(administrators);
-        }
-        let witnesses = self.active_witnesses().iter().filter(|w| by(&AuthorId::from(**w))).count();
-        if witnesses > 0 && witnesses >= crate::head::quorum(self.witnesses().len()) {
-            return Attested::ByWitnesses(witnesses);
-        }
-        Attested::No
+        self.attested_chip(device).map_or(Attested::No, |(by, _)| by)
+    }
+
+    /// The chip of an attested device: what its later statements are judged by. What one author says of another chip counts for nothing.
+    pub fn attested_chip(&self, device: &DeviceId) -> Option<(Attested, &record::Chip)> {
+        let (device, genesis) = (self.devices.get(device)?, self.genesis.as_deref()?);
+        let saw = |author: &AuthorId, chip: &record::Chip| {
+            device.attestations.get(author).is_some_and(|a| a.record.chip == *chip)
+        };
+        let (witnesses, quorum) = (self.active_witnesses(), crate::head::quorum(self.witnesses().len()));
+        let by = |chip: &record::Chip| {
+            let administrators = genesis.administrators.iter().map(|a| AuthorId(public_key_id(&a.key.0)));
+            let administrators = administrators.filter(|a| saw(a, chip)).count();
+            if administrators >= usize::from(genesis.administrators_needed) {
+                return Some(Attested::ByAdministrators(administrators));
+            }
+            let witnesses = witnesses.iter().filter(|w| saw(&AuthorId::from(**w), chip)).count();
+            (witnesses > 0 && witnesses >= quorum).then_some(Attested::ByWitnesses(witnesses))
+        };
+        let chips = device.attestations.values().map(|a| &a.record.chip);
+        let found = chips.filter_map(|chip| by(chip).map(|by| (by, chip)));
+        // Administrators stand above witnesses, should the two ever have seen different chips.
+        found.max_by_key(|(by, _)| matches!(by, Attested::ByAdministrators(_)))
     }
 }
