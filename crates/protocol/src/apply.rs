@@ -18,6 +18,8 @@ use vaults::check_evidence;
 
 mod vaults;
 
+pub use vaults::{ALERT_AGAIN_MS, ALERT_BYTES_MAX, APPROVAL_BYTES_MAX, EVIDENCE_BYTES_MAX};
+
 /// Longest life of a session key after its delegation was sequenced: 8 hours.
 pub const SESSION_MS_MAX: u64 = 8 * 3600 * 1000;
 /// Oldest head, in milliseconds of ledger time, on which a delegation may be made.
@@ -435,7 +437,10 @@ impl State {
                 self.invites.insert(id, Invite { record: r.clone(), used_by: None });
             }
             Record::Join(r) => self.join(entry, r),
-            Record::Approve(r) => self.with_device(&r.device, |d| d.membership = Membership::Member),
+            Record::Approve(r) => {
+                self.with_device(&r.device, |d| d.membership = Membership::Member);
+                self.settle_chip(&r.device);
+            }
             Record::Role(r) => self.with_device(&r.device, |d| d.roles = r.roles.clone()),
             Record::Delegate(r) => self.delegate(DeviceId::from(entry.author), r),
             Record::Token(r) => self.token(index, r),
@@ -479,9 +484,7 @@ impl State {
                 });
             }
             Record::Attest(r) => self.attest(time_ms, entry, r),
-            Record::VaultGeneration(r) => {
-                self.with_device(&DeviceId::from(entry.author), |d| d.vault_generation = r.generation);
-            }
+            Record::VaultGeneration(r) => self.state_generation(time_ms, entry, r),
             Record::PcrApproval(r) => self.approve_registers(r),
             Record::Alert(r) => self.alert(time_ms, entry, r),
         }
@@ -495,6 +498,7 @@ impl State {
 
     fn delegate(&mut self, id: DeviceId, r: &record::Delegate) {
         self.forget_sessions(&id, RECENT_SESSIONS - 1);
+        self.forget_alerts(&id);
         self.session_owners.insert(public_key_id(&r.session_key.0), id);
         self.with_device(&id, |d| {
             d.addresses = r.addresses.clone();
@@ -533,6 +537,8 @@ impl State {
             addresses: Vec::new(),
             vault_generation: 0,
             attestations: OrdMap::new(),
+            chip: None,
+            generation_stated: None,
             pcr_approvals: Vec::new(),
             delegation: None,
             sessions: Vec::new(),

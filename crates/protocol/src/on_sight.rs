@@ -180,6 +180,8 @@ mod tests {
             addresses: vec![],
             vault_generation: 1,
             attestations: Default::default(),
+            chip: None,
+            generation_stated: None,
             pcr_approvals: vec![],
             delegation: None,
             sessions: vec![],

@@ -329,13 +329,16 @@ pub struct Chip {
     /// What the counter held at generation 0.
     #[n(3)]
     pub counter_base: u64,
+    /// SHA-256 of the endorsement key's certificate: it names the machine for life, so no more of it is told.
+    #[n(4)]
+    pub certificate: Hash,
 }
 
 /// Registers as a quote states them.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(array)]
 pub struct Registers {
-    /// Bit i: register i, SHA-256 bank.
+    /// Bit i: register i, SHA-256 bank; at least one of 0 to 23.
     #[n(0)]
     pub selected: u32,
     /// SHA-256 of their values in ascending order.
@@ -354,26 +357,23 @@ pub struct Attest {
     /// Its chip.
     #[n(1)]
     pub chip: Chip,
-    /// SHA-256 of the endorsement key's certificate: it names the machine for life, so no more of it is told.
-    #[n(2)]
-    pub certificate: Hash,
     /// The chip's maker and model as certified, for people.
-    #[n(3)]
+    #[n(2)]
     pub maker: String,
     /// A software TPM.
-    #[n(4)]
+    #[n(3)]
     pub software: bool,
     /// Where its counter stood.
-    #[n(5)]
+    #[n(4)]
     pub generation: u64,
-    /// Its registers, where they were asked for.
-    #[n(6)]
-    pub registers: Option<Registers>,
+    /// Its registers: what later quotes are compared with.
+    #[n(5)]
+    pub registers: Registers,
     /// The challenge's secret, told now that it is used up: with it anybody can check `proof`.
-    #[cbor(n(7), with = "minicbor::bytes")]
+    #[cbor(n(6), with = "minicbor::bytes")]
     pub secret: [u8; 32],
     /// The chip's statements (message `MTP1` of the attestation page).
-    #[cbor(n(8), with = "minicbor::bytes")]
+    #[cbor(n(7), with = "minicbor::bytes")]
     pub proof: Vec<u8>,
 }
 

@@ -89,6 +89,10 @@ pub struct Device {
     pub vault_generation: u64,
     /// Who challenged its chip and saw what; the newest statement of each author.
     pub attestations: OrdMap<AuthorId, Attestation>,
+    /// Its chip, from the moment on when enough authors had seen it: what its later statements are judged by, for good.
+    pub chip: Option<Arc<record::Chip>>,
+    /// Its newest VAULT-GENERATION, with its proof.
+    pub generation_stated: Option<GenerationStated>,
     /// The newest approvals of its registers, oldest first, at most [`PCR_APPROVALS`].
     pub pcr_approvals: Vec<Arc<record::PcrApproval>>,
     /// The newest delegation, with its quote.
@@ -106,7 +110,16 @@ pub struct Attestation {
     pub time_ms: u64,
 }
 
-/// An alert that stands: the newest of its author about this.
+/// A generation that a device stated in a record of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenerationStated {
+    /// As posted.
+    pub record: Arc<record::VaultGeneration>,
+    /// When it was sequenced, milliseconds.
+    pub time_ms: u64,
+}
+
+/// An alert that stands: the newest of its author about this, since the newest delegation of the device that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AlertState {
     /// As posted.

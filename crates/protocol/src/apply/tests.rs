@@ -10,6 +10,8 @@ use crate::record::{
 use ed25519_zebra::{SigningKey, VerificationKey};
 use proptest::prelude::*;
 
+mod vaults;
+
 /// Time of the first entry.
 const T0: u64 = 1_790_000_000_000;
 
@@ -36,8 +38,12 @@ const INVITE: u8 = 5;
 
 impl World {
     fn genesis() -> World {
+        World::genesis_with(|_| ())
+    }
+
+    fn genesis_with(change: impl FnOnce(&mut NetworkPolicy)) -> World {
         let mut world = World { state: State::default(), log: Vec::new() };
-        let genesis = Genesis {
+        let mut genesis = Genesis {
             name: "test".into(),
             created_ms: T0,
             administrators: vec![Administrator { name: "root".into(), key: Verifier(public(&key(ADMIN))) }],
@@ -52,6 +58,7 @@ impl World {
             },
             nonce: [7; 32],
         };
+        change(&mut genesis.policy);
         world.post(ADMIN, &[ADMIN], genesis).unwrap();
         world
     }
@@ -206,6 +213,19 @@ fn every_kind_needs_its_signer() {
     w.refuses(11, &[21, 31], delegate(31, 2), "signature");
     w.refuses(11, &[11], delegate(31, 2), "signature");
     w.refuses(33, &[33], delegate(31, 2), "authority");
+    w.refuses(11, &[22], vaults::attest(12, 1), "signature");
+    w.refuses(11, &[11], vaults::attest(12, 1), "signature");
+    w.refuses(33, &[33], vaults::attest(12, 1), "authority");
+    w.refuses(ADMIN, &[21], vaults::attest(12, 1), "authority");
+    w.refuses(11, &[21], vaults::generation(2), "signature");
+    w.refuses(33, &[33], vaults::generation(2), "authority");
+    w.refuses(ADMIN, &[ADMIN], vaults::generation(2), "authority");
+    w.refuses(11, &[21], vaults::approval(12), "authority");
+    w.refuses(ADMIN, &[ADMIN], vaults::approval(12), "authority");
+    w.refuses(11, &[22], vaults::alert(12, "x"), "signature");
+    w.refuses(11, &[11], vaults::alert(12, "x"), "signature");
+    w.refuses(33, &[33], vaults::alert(12, "x"), "authority");
+    w.refuses(ADMIN, &[ADMIN], vaults::alert(12, "x"), "authority");
     w.refuses(11, &[21], Genesis { ..(*w.state.genesis.clone().unwrap()).clone() }, "rule");
 }
 
@@ -574,7 +594,7 @@ fn a_key_that_breaks_any_rule_is_refused() {
 }
 
 fn arbitrary_payload() -> impl Strategy<Value = (u16, Vec<u8>)> {
-    (0u16..16, proptest::collection::vec(any::<u8>(), 0..64))
+    (0u16..19, proptest::collection::vec(any::<u8>(), 0..64))
 }
 
 proptest! {

@@ -5,7 +5,7 @@ use crate::attested::Attested;
 use crate::entry::Entry;
 use crate::ids::{AuthorId, DeviceId, public_key_id};
 use crate::record::{self, DeviceRole};
-use crate::state::{AlertState, Attestation, Membership, PCR_APPROVALS, State};
+use crate::state::{AlertState, Attestation, Device, GenerationStated, Membership, PCR_APPROVALS, State};
 use std::sync::Arc;
 
 /// Longest statement or proof of a chip: a `MTP1` with four statements.
@@ -14,6 +14,8 @@ pub const EVIDENCE_BYTES_MAX: usize = 5 * 1024;
 pub const APPROVAL_BYTES_MAX: usize = 256;
 /// Longest text of an alert.
 pub const ALERT_BYTES_MAX: usize = 256;
+/// Number of registers (PCR) of a chip.
+const REGISTERS: u32 = 24;
 /// The same alert of the same device stands for so long, milliseconds, before it may be said anew.
 pub const ALERT_AGAIN_MS: u64 = 3600 * 1000;
 
@@ -28,8 +30,8 @@ impl State {
         let unattested = self.policy().is_some_and(|p| p.unattested);
         ensure(
             unattested || self.attested(device) != Attested::No,
-            "nobody has attested the device: it needs statements of a quorum of witnesses, or of the approving administrators \
-             (`mayfly device attest`); a network for devices without a TPM is made with `mayfly init --allow-unattested`",
+            "nobody has attested the device, and this network asks for it: run `mayfly device attest` on the device's own host, or \
+             start witnesses that know its maker's certificates (`[attestation] roots`)",
         )
     }
 
@@ -44,12 +46,23 @@ impl State {
         let device = self.devices.get(&r.device);
         let device =
             device.filter(|d| !d.is_banned()).ok_or(Refusal::Rule("device has not joined, or is banned".into()))?;
-        let before = device.attestations.get(&entry.author);
+        let before = device.attestations.get(&entry.author).map(|a| &a.record.chip);
         ensure(
-            before.is_none_or(|a| a.record.chip == r.chip),
-            "another chip was attested before: a device stays with its chip, enrol it anew",
+            before.into_iter().chain(device.chip.as_deref()).all(|chip| *chip == r.chip),
+            "another chip was attested before: a device stays with its chip, ban it and enrol it anew",
+        )?;
+        // One machine under several names could hold several shards of a key.
+        let elsewhere = self.devices.iter().filter(|(id, d)| **id != r.device && !d.is_banned());
+        let mut chips = elsewhere.filter_map(|(_, d)| d.chip.as_deref());
+        ensure(
+            chips.all(|chip| chip.certificate != r.chip.certificate),
+            "another device is enrolled with this chip; ban it first if this one takes its place",
         )?;
         ensure(r.generation >= device.vault_generation, "the vault's generation went back")?;
+        ensure(
+            r.registers.selected != 0 && r.registers.selected >> REGISTERS == 0,
+            "an attestation is of one or more of registers 0 to 23",
+        )?;
         check_name_length(&r.maker, 2 * record::NAME_BYTES_MAX)?;
         check_evidence(Some(&r.proof))
     }
@@ -107,6 +120,29 @@ impl State {
         self.with_device(&r.device, |d| {
             d.attestations.insert(entry.author, attestation);
         });
+        self.settle_chip(&r.device);
+        let unapproved = self.policy().is_some_and(|p| p.members_join_unapproved);
+        if unapproved && self.attested(&r.device) != Attested::No {
+            self.with_device(&r.device, |d| {
+                if d.membership == Membership::Pending {
+                    d.membership = Membership::Member;
+                }
+            });
+        }
+    }
+
+    /// A chip that enough authors have seen is the device's for good, whoever is a witness later.
+    pub(super) fn settle_chip(&mut self, id: &DeviceId) {
+        let chip = self.attested_chip(id).map(|(_, chip)| Arc::new(chip.clone()));
+        self.with_device(id, |d| d.chip = d.chip.take().or(chip));
+    }
+
+    pub(super) fn state_generation(&mut self, time_ms: u64, entry: &Entry, r: &record::VaultGeneration) {
+        let stated = GenerationStated { record: Arc::new(r.clone()), time_ms };
+        self.with_device(&DeviceId::from(entry.author), |d| {
+            d.vault_generation = r.generation;
+            d.generation_stated = Some(stated);
+        });
     }
 
     pub(super) fn approve_registers(&mut self, r: &record::PcrApproval) {
@@ -123,30 +159,71 @@ impl State {
         self.alerts.insert((r.about, r.what, DeviceId::from(entry.author)), alert);
     }
 
+    /// A new delegation says anew how a device stands: what was wrong before is history, what still is is said again.
+    pub(super) fn forget_alerts(&mut self, about: &DeviceId) {
+        let of_it: Vec<_> = self.alerts_about(about).map(|(key, _)| *key).collect();
+        for key in &of_it {
+            self.alerts.remove(key);
+        }
+    }
+
+    /// The alerts that stand about a device.
+    pub fn alerts_about(
+        &self,
+        about: &DeviceId,
+    ) -> impl Iterator<Item = (&(DeviceId, record::AlertKind, DeviceId), &AlertState)> {
+        let first = (*about, record::AlertKind::VaultBehind, DeviceId([0; 32]));
+        self.alerts.range(first..).take_while(move |(key, _)| key.0 == first.0)
+    }
+
     /// Who has attested the device, as far as it counts now: enough authors who saw the same chip.
     pub fn attested(&self, device: &DeviceId) -> Attested {
         self.attested_chip(device).map_or(Attested::No, |(by, _)| by)
     }
 
-    /// The chip of an attested device: what its later statements are judged by. What one author says of another chip counts for nothing.
-    pub fn attested_chip(&self, device: &DeviceId) -> Option<(Attested, &record::Chip)> {
-        let (device, genesis) = (self.devices.get(device)?, self.genesis.as_deref()?);
-        let saw = |author: &AuthorId, chip: &record::Chip| {
-            device.attestations.get(author).is_some_and(|a| a.record.chip == *chip)
-        };
-        let (witnesses, quorum) = (self.active_witnesses(), crate::head::quorum(self.witnesses().len()));
+    /// The chip that enough authors have seen. What one author says of another chip counts for nothing.
+    fn attested_chip(&self, device: &DeviceId) -> Option<(Attested, &record::Chip)> {
+        let device = self.devices.get(device)?;
+        let (quorum, needed) =
+            (crate::head::quorum(self.witnesses().len()), usize::from(self.genesis.as_deref()?.administrators_needed));
         let by = |chip: &record::Chip| {
-            let administrators = genesis.administrators.iter().map(|a| AuthorId(public_key_id(&a.key.0)));
-            let administrators = administrators.filter(|a| saw(a, chip)).count();
-            if administrators >= usize::from(genesis.administrators_needed) {
+            let (administrators, witnesses) = self.who_saw(device, |a| a.chip == *chip);
+            if administrators >= needed {
                 return Some(Attested::ByAdministrators(administrators));
             }
-            let witnesses = witnesses.iter().filter(|w| saw(&AuthorId::from(**w), chip)).count();
             (witnesses > 0 && witnesses >= quorum).then_some(Attested::ByWitnesses(witnesses))
         };
-        let chips = device.attestations.values().map(|a| &a.record.chip);
-        let found = chips.filter_map(|chip| by(chip).map(|by| (by, chip)));
+        let chips: Vec<&record::Chip> = match device.chip.as_deref() {
+            Some(chip) => vec![chip],
+            None => device.attestations.values().map(|a| &a.record.chip).collect(),
+        };
+        let found = chips.into_iter().filter_map(|chip| by(chip).map(|by| (by, chip)));
         // Administrators stand above witnesses, should the two ever have seen different chips.
         found.max_by_key(|(by, _)| matches!(by, Attested::ByAdministrators(_)))
+    }
+
+    /// How many administrators, and how many witnesses that are not banned, have said so of the device.
+    fn who_saw(&self, device: &Device, so: impl Fn(&record::Attest) -> bool) -> (usize, usize) {
+        let said = |author: AuthorId| device.attestations.get(&author).is_some_and(|a| so(&a.record));
+        let administrators = self.genesis.iter().flat_map(|g| &g.administrators);
+        let administrators = administrators.filter(|a| said(AuthorId(public_key_id(&a.key.0)))).count();
+        (administrators, self.active_witnesses().iter().filter(|w| said(AuthorId::from(**w))).count())
+    }
+
+    /// The registers with which quotes of an attested device are compared: an administrator's newest word, else what most witnesses saw.
+    pub fn attested_registers(&self, device: &DeviceId) -> Option<record::Registers> {
+        let device = self.devices.get(device)?;
+        let chip = device.chip.as_deref()?;
+        let administrators = self.genesis.iter().flat_map(|g| &g.administrators);
+        let by_administrators =
+            administrators.filter_map(|a| device.attestations.get(&AuthorId(public_key_id(&a.key.0))));
+        let newest = by_administrators.filter(|a| a.record.chip == *chip).max_by_key(|a| a.time_ms);
+        if let Some(newest) = newest {
+            return Some(newest.record.registers);
+        }
+        let of_it = device.attestations.values().filter(|a| a.record.chip == *chip);
+        of_it
+            .map(|a| a.record.registers)
+            .max_by_key(|r| (self.who_saw(device, |a| a.chip == *chip && a.registers == *r).1, *r))
     }
 }

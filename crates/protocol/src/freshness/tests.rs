@@ -51,6 +51,8 @@ fn device(key: PublicKey, roles: Vec<DeviceRole>) -> Device {
         addresses: vec![],
         vault_generation: 1,
         attestations: Default::default(),
+        chip: None,
+        generation_stated: None,
         pcr_approvals: vec![],
         delegation: None,
         sessions: vec![Session { key, start_counter: 1, not_after_ms: u64::MAX }],
