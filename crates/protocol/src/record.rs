@@ -32,7 +32,6 @@ macro_rules! kinds {
         /// A decoded record.
         #[derive(Debug, Clone, PartialEq, Eq)]
         #[expect(missing_docs, reason = "each variant is documented at its type")]
-        #[expect(clippy::large_enum_variant, reason = "records are decoded one at a time and never kept in this form")]
         pub enum Record { $($name($name)),* }
 
         impl Kind {
