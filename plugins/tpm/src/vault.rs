@@ -16,7 +16,7 @@ use crate::enrol;
 use crate::error::Fault;
 use crate::keys::{Auth, Use};
 use crate::record::{FILE_BYTES_MAX, Header};
-use crate::tss::{Index, Layer, Object, Session, Tpm, TpmError, has_resource_manager};
+use crate::tss::{self, Index, Layer, Object, Session, Tpm, TpmError, has_resource_manager};
 use mayfly_evidence::nv::Kind;
 use mayfly_evidence::object::Name;
 use mayfly_plugin_abi::{
@@ -156,7 +156,7 @@ pub(crate) fn check_chip(tpm: &Tpm, header: &Header) -> Result<Handles, Fault> {
 }
 
 fn missing(error: TpmError, what: &str) -> Fault {
-    if error.is(crate::tss::HANDLE) { lost(what) } else { error.into() }
+    if error.is(tss::HANDLE) { lost(what) } else { error.into() }
 }
 
 /// "Another chip, or cleared": no way back for this folder.
@@ -173,7 +173,7 @@ impl VaultGuest for TpmVault {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
 
     fn open(config: &str, data_dir: &Path) -> Result<TpmVault, GuestError> {
-        quiet_library();
+        tss::prepare();
         let config = Config::parse(config)?;
         let store = Store::open(data_dir, FILE_BYTES_MAX)?;
         let tcti = config.tcti()?;
@@ -287,17 +287,4 @@ impl TpmVault {
     pub(crate) fn counter_name(&self) -> Name {
         Kind::Counter.name(self.header.nv_base)
     }
-}
-
-/// libtss2 writes to standard error what we tell better; an operator may turn it on again by `TSS2_LOG`.
-pub(crate) fn quiet_library() {
-    const VARIABLE: &str = "TSS2_LOG";
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        if std::env::var_os(VARIABLE).is_none() {
-            // SAFETY: a plugin's host has one other thread, which sleeps in poll and never looks at the environment;
-            // this runs before the first call into libtss2.
-            unsafe { std::env::set_var(VARIABLE, "all+none") };
-        }
-    });
 }

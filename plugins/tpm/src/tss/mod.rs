@@ -13,6 +13,7 @@
 //! and, after success, point at memory that libtss2 gave us, which [`Given`] owns. That is what `esys!` rests on.
 
 mod attest;
+mod library;
 mod nv;
 mod object;
 mod policy;
@@ -23,6 +24,7 @@ mod tcti;
 mod tests;
 
 pub(crate) use attest::{EndorsementUse, RawSigned};
+pub(crate) use library::prepare;
 pub(crate) use nv::Index;
 pub(crate) use object::{Hierarchy, Object};
 pub(crate) use rc::base::{HANDLE, NV_DEFINED, NV_UNINITIALIZED, POLICY, POLICY_FAIL, VALUE};

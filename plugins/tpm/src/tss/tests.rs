@@ -16,7 +16,7 @@ const AUTH: [u8; 32] = [7; 32];
 const CTR: u32 = 0x0180_0000;
 
 fn connect(chip: &Swtpm) -> Tpm {
-    crate::vault::quiet_library();
+    prepare();
     Tpm::open(&CString::new(chip.tcti()).unwrap()).unwrap()
 }
 
