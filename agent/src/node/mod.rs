@@ -47,7 +47,7 @@ pub use error::{KeyError, KeyErrorKind, Missed};
 pub use join::{JoinError, Joined, join};
 pub use key::{AssembledKey, AssemblyReport, Holders, Material, NewKey, ShareReport};
 pub use start::StartError;
-pub use vault::VaultError;
+pub use vault::{SealingKeys, Vault, VaultError, VaultState};
 
 use crate::config::Config;
 use dealer::Dealer;
@@ -69,7 +69,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use upkeep::{Stop, Threads};
-use vault::Vault;
 
 /// Where the agent stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,23 +1,27 @@
 //! This device's vault: its identity key signs, its vault keys seal shards at rest. What opens when is the key's policy.
 //!
+//! | Module | Is |
+//! |---|---|
+//! | `plugins` | the plugins that seal, asked as one |
+//! | `tiers` | which vault keys are in memory, and for how long |
+//!
 //! Each tier has a vault key of its own, so that the `boot` key in memory opens no shard of a key that asks for more.
+
+mod plugins;
+mod tiers;
 
 use crate::config;
 use mayfly_crypto::sign::{Alg, PublicKey, SignError};
-use mayfly_plugin_api::{
-    ArtifactMissing, HostConfig, Network, PathRule, PluginError, Tier, VaultPlugin, abi, find_artifact,
-};
+use mayfly_plugin_api::{ArtifactMissing, Health, PluginError, Status, Tier, abi};
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::VaultOpening;
 use mayfly_secmem::Secret;
+use plugins::Plugins;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
-
-/// How long the `window` tier stays open after a need.
-pub const WINDOW: Duration = Duration::from_secs(60);
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tiers::Tiers;
 
 /// Why the vault does not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,40 @@ pub enum VaultError {
         /// Of the vault.
         now: u64,
     },
+    /// It was not opened when it should have been.
+    #[error("the vault is closed: {0}")]
+    Closed(VaultState),
+}
+
+impl VaultError {
+    /// The status by which the plugin refused, if it was the plugin.
+    pub fn status(&self) -> Option<Status> {
+        match self {
+            VaultError::Plugin(error) => error.status(),
+            VaultError::Closed(VaultState::PolicyPending(_)) => Some(Status::PolicyPending),
+            _ => None,
+        }
+    }
+}
+
+/// Whether shards can be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VaultState {
+    /// Yes.
+    Open,
+    /// The machine's registers are not approved; the plugin's words. An approval opens it, see [`Vault::try_open`].
+    PolicyPending(String),
+    /// It could not be opened after a change of generation; why. It is tried again from time to time.
+    Closed(String),
+}
+
+impl std::fmt::Display for VaultState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            VaultState::Open => f.write_str("open"),
+            VaultState::PolicyPending(why) | VaultState::Closed(why) => f.write_str(why),
+        }
+    }
 }
 
 /// Where the keys that seal shards at rest come from: the vault.
@@ -64,77 +102,104 @@ pub trait SealingKeys: Send + Sync {
 
 /// The vault of this device.
 pub struct Vault {
-    plugin: VaultPlugin,
+    plugins: Plugins,
     kind: String,
     software_only: bool,
     note: String,
-    tiers: Vec<Tier>,
-    generation: u64,
+    offered: Vec<Tier>,
     identity: PublicKey,
-    boot: Arc<Secret<32>>,
-    window: Mutex<Option<(Arc<Secret<32>>, Instant)>>,
-    per_release: PerRelease,
-}
-
-/// Openings of the `per-release` tier go one at a time; one serves all that waited when it began.
-#[derive(Debug, Default)]
-struct PerRelease {
-    begun: AtomicU64,
-    last: Mutex<Weak<Secret<32>>>,
-}
-
-impl PerRelease {
-    fn key(&self, open: impl FnOnce() -> Result<Secret<32>, PluginError>) -> Result<Arc<Secret<32>>, VaultError> {
-        let arrived = self.begun.load(Ordering::Acquire);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.begun.load(Ordering::Acquire) > arrived
-            && let Some(key) = last.upgrade()
-        {
-            return Ok(key);
-        }
-        self.begun.fetch_add(1, Ordering::AcqRel);
-        let key = Arc::new(open()?);
-        *last = Arc::downgrade(&key);
-        Ok(key)
-    }
+    generation: AtomicU64,
+    tiers: Tiers,
+    /// Held while it is being opened.
+    state: Mutex<VaultState>,
 }
 
 impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Vault({}, generation {})", self.kind, self.generation)
+        write!(f, "Vault({}, generation {})", self.kind, self.generation())
     }
 }
 
 impl Vault {
     /// Starts the plugin and opens the vault; makes the identity key if `create` and there is none; makes the first generation of vault keys.
+    /// Registers that nobody has approved are no error: [`Vault::state`] tells them.
     ///
     /// # Errors
-    /// [`VaultError`].
+    /// [`VaultError`], with the plugin's status: vault lost, wrong PIN, put back from a copy.
     pub fn start(config: &config::Config, data_dir: &Path, create: bool) -> Result<Vault, VaultError> {
-        let plugin = VaultPlugin::start(&host_config(config, data_dir)?)?;
-        let description = plugin.describe()?;
-        let wanted = if create { preferred(&description.identity_algs) } else { None };
-        let identity = plugin.identity_public(wanted, create)?;
+        let plugins = Plugins::start(config, data_dir)?;
+        let description = plugins.describe()?;
+        let wanted = if create { description.identity_algs.first().copied() } else { None };
+        let identity = plugins.identity_public(wanted, create)?;
         let alg = match identity.alg {
             abi::Alg::Ed25519 => Alg::Ed25519,
             abi::Alg::P256 => Alg::P256,
         };
         let identity = PublicKey::new(alg, &identity.public)?;
         identity.check()?;
-        let generation = first_generation(&plugin, &description.tiers)?;
-        let boot = Arc::new(plugin.open_key(generation, Tier::Boot)?);
-        Ok(Vault {
+        let vault = Vault {
+            plugins,
             kind: config.vault.kind.clone(),
             software_only: description.software_only,
             note: description.security_note,
-            tiers: description.tiers,
-            plugin,
-            generation,
+            offered: description.tiers,
             identity,
-            boot,
-            window: Mutex::default(),
-            per_release: PerRelease::default(),
-        })
+            generation: AtomicU64::new(0),
+            tiers: Tiers::default(),
+            state: Mutex::new(VaultState::Closed("it was not opened yet".into())),
+        };
+        let mut state = vault.lock_state();
+        *state = match vault.open() {
+            Err(error) if error.status() == Some(Status::PolicyPending) => VaultState::PolicyPending(error.to_string()),
+            outcome => outcome.map(|()| VaultState::Open)?,
+        };
+        drop(state);
+        Ok(vault)
+    }
+
+    /// Opens what is not open: after an approval was installed, and from time to time. Open already is open.
+    pub fn try_open(&self) -> VaultState {
+        let mut state = self.lock_state();
+        if *state != VaultState::Open {
+            *state = match self.open() {
+                Ok(()) => VaultState::Open,
+                Err(error) if error.status() == Some(Status::PolicyPending) => {
+                    VaultState::PolicyPending(error.to_string())
+                }
+                Err(error) => VaultState::Closed(error.to_string()),
+            };
+        }
+        state.clone()
+    }
+
+    /// Finds the committed generation, makes the first one if there is none, and opens its boot tier.
+    fn open(&self) -> Result<(), VaultError> {
+        let generation = match self.plugins.generation()?.current {
+            0 => self.first_generation()?,
+            generation => generation,
+        };
+        self.generation.store(generation, Ordering::Release);
+        let boot = self.plugins.open_key(generation, Tier::Boot)?;
+        self.tiers.enter(generation, Some(Arc::new(boot)));
+        Ok(())
+    }
+
+    /// Commits a first generation in a new vault. One that was staged and not committed is staged again: keys and all.
+    fn first_generation(&self) -> Result<u64, VaultError> {
+        for tier in &self.offered {
+            self.plugins.stage(1, *tier)?;
+        }
+        self.plugins.commit(1)?;
+        Ok(1)
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, VaultState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether shards can be opened.
+    pub fn state(&self) -> VaultState {
+        self.lock_state().clone()
     }
 
     /// The identity key.
@@ -152,10 +217,10 @@ impl Vault {
     /// # Errors
     /// [`VaultError::Plugin`].
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], VaultError> {
-        Ok(self.plugin.identity_sign(message)?)
+        Ok(self.plugins.sign(message)?)
     }
 
-    /// Kind: `file`, `tpm`, `pkcs11`.
+    /// Kind: `file`, `tpm`, `pkcs11`, `all-of`.
     pub fn kind(&self) -> &str {
         &self.kind
     }
@@ -170,71 +235,100 @@ impl Vault {
         &self.note
     }
 
-    /// The committed generation of vault keys.
+    /// The committed generation of vault keys; 0: there is none yet, since an approval is missing.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.generation.load(Ordering::Acquire)
     }
 
-    /// The process that hosts the plugin.
+    /// The process that hosts the plugin, of a combined vault the first one.
     pub fn host_pid(&self) -> Option<u32> {
-        self.plugin.host_pid()
+        self.plugins.host_pid()
+    }
+
+    /// State of what is under the plugin.
+    ///
+    /// # Errors
+    /// [`VaultError::Plugin`].
+    pub fn health(&self) -> Result<Health, VaultError> {
+        Ok(self.plugins.health()?)
+    }
+
+    /// Management of the plugin's own, described on its page; of a combined vault, of its TPM.
+    ///
+    /// # Errors
+    /// [`VaultError::Plugin`]; [`Status::Unsupported`] where there is no such call.
+    pub fn control(&self, name: &str, input: &[u8]) -> Result<Vec<u8>, VaultError> {
+        Ok(self.plugins.chip().control(name, input)?)
+    }
+
+    /// A step of attestation (`docs/formats/attestation.md`); of a combined vault, by its TPM.
+    ///
+    /// # Errors
+    /// [`VaultError::Plugin`]; [`Status::Unsupported`] where there is no chip.
+    pub fn attest(&self, step: u32, input: &[u8]) -> Result<Vec<u8>, VaultError> {
+        Ok(self.plugins.chip().attest(step, input)?)
+    }
+
+    /// The chip's statement about its counter, bound to `context` (message `MTS1`); none where there is no chip, or where it has no
+    /// attestation key, since nobody has challenged it.
+    ///
+    /// # Errors
+    /// [`VaultError::Plugin`].
+    pub fn certified_counter(&self, context: &[u8; 32]) -> Result<Option<Vec<u8>>, VaultError> {
+        match self.attest(mayfly_evidence::exchange::STEP_COUNTER, context) {
+            Ok(signed) => Ok(Some(signed)),
+            Err(error) if matches!(error.status(), Some(Status::Unsupported | Status::Invalid)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether shards can be kept that are opened like this.
     pub fn offers(&self, opening: VaultOpening) -> bool {
-        self.tiers.contains(&tier(opening))
+        self.offered.contains(&tier(opening))
     }
 
     fn check(&self, generation: u64, opening: VaultOpening) -> Result<(), VaultError> {
-        if generation != self.generation {
-            return Err(VaultError::Generation { sealed: generation, now: self.generation });
+        let now = self.generation();
+        if now == 0 {
+            return Err(VaultError::Closed(self.state()));
+        }
+        if generation != now {
+            return Err(VaultError::Generation { sealed: generation, now });
         }
         if self.offers(opening) { Ok(()) } else { Err(VaultError::Tier(opening)) }
     }
 
-    fn window_key(&self) -> Result<Arc<Secret<32>>, VaultError> {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((key, until)) = &*window
-            && *until > Instant::now()
-        {
-            return Ok(key.clone());
-        }
-        let key = Arc::new(self.plugin.open_key(self.generation, Tier::Window)?);
-        *window = Some((key.clone(), Instant::now() + WINDOW));
-        Ok(key)
+    fn boot_key(&self, generation: u64) -> Result<Arc<Secret<32>>, VaultError> {
+        self.tiers.boot(generation).ok_or_else(|| VaultError::Closed(self.state()))
     }
 
     /// Wipes the key of a window that is over. Called from time to time.
     pub fn sweep(&self) {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.as_ref().is_some_and(|(_, until)| *until <= Instant::now()) {
-            *window = None;
-        }
+        self.tiers.sweep();
     }
 }
 
 impl SealingKeys for Vault {
     fn generation(&self) -> u64 {
-        self.generation
+        Vault::generation(self)
     }
 
     fn key(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
         self.check(generation, opening)?;
         match opening {
-            VaultOpening::Boot => Ok(self.boot.clone()),
-            VaultOpening::Window(_) => self.window_key(),
-            VaultOpening::PerRelease => {
-                self.per_release.key(|| self.plugin.open_key(self.generation, Tier::PerRelease))
-            }
+            VaultOpening::Boot => self.boot_key(generation),
+            VaultOpening::Window(_) => self.tiers.window(|| self.plugins.open_key(generation, Tier::Window)),
+            VaultOpening::PerRelease => self.tiers.per_release(|| self.plugins.open_key(generation, Tier::PerRelease)),
         }
     }
 
     fn key_anew(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
         self.check(generation, opening)?;
         match opening {
-            VaultOpening::Boot => Ok(self.boot.clone()),
-            VaultOpening::Window(_) => Ok(Arc::new(self.plugin.open_key(generation, Tier::Window)?)),
-            VaultOpening::PerRelease => Ok(Arc::new(self.plugin.open_key(generation, Tier::PerRelease)?)),
+            VaultOpening::Boot => self.boot_key(generation),
+            VaultOpening::Window(_) | VaultOpening::PerRelease => {
+                Ok(Arc::new(self.plugins.open_key(generation, tier(opening))?))
+            }
         }
     }
 }
@@ -245,43 +339,4 @@ fn tier(opening: VaultOpening) -> Tier {
         VaultOpening::Window(_) => Tier::Window,
         VaultOpening::PerRelease => Tier::PerRelease,
     }
-}
-
-fn preferred(offered: &[abi::Alg]) -> Option<abi::Alg> {
-    offered.first().copied()
-}
-
-/// Commits a first generation in a new vault. A generation that was staged and not committed is staged again: keys and all.
-fn first_generation(plugin: &VaultPlugin, tiers: &[Tier]) -> Result<u64, VaultError> {
-    let generations = plugin.generation()?;
-    if generations.current > 0 {
-        return Ok(generations.current);
-    }
-    for tier in tiers {
-        plugin.stage(1, *tier)?;
-    }
-    plugin.commit(1)?;
-    Ok(1)
-}
-
-fn host_config(config: &config::Config, data_dir: &Path) -> Result<HostConfig, VaultError> {
-    let plugin = match &config.vault.plugin {
-        Some(path) => path.clone(),
-        None => find_artifact(&format!("libmayfly_vault_{}.so", config.vault.kind))?,
-    };
-    let mut host = HostConfig::new(plugin, data_dir)?;
-    host.config_text.clone_from(&config.vault.config);
-    host.pin = config.vault.pin.as_ref().map(|pin| {
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(pin, &mut bytes).expect("checked when the configuration was read");
-        bytes
-    });
-    host.env = config.vault.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    if config.vault.network {
-        host.network = Network::Allowed;
-    }
-    if config.danger.plugin_path_unchecked {
-        host.path_rule = PathRule::DangerDevelopment;
-    }
-    Ok(host)
 }
