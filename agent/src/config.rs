@@ -113,11 +113,14 @@ pub struct NewKeys {
     pub assemblers: Vec<String>,
     /// How long an assembled key is kept, in seconds; 0: for one operation.
     pub window_seconds: u32,
+    /// When holders open their vaults for it: `boot`, `window:SECONDS`, `per-release`. The later, the less an intruder finds open, and
+    /// the slower.
+    pub vault_open: String,
 }
 
 impl Default for NewKeys {
     fn default() -> Self {
-        Self { threshold: 2, shares: 3, assemblers: Vec::new(), window_seconds: 0 }
+        Self { threshold: 2, shares: 3, assemblers: Vec::new(), window_seconds: 0, vault_open: "boot".into() }
     }
 }
 
@@ -251,8 +254,8 @@ impl Config {
             threshold: self.new_keys.threshold,
             shares: self.new_keys.shares.into(),
             residency,
+            vault_open: self.new_keys.vault_open.clone(),
             all_assemble: self.new_keys.assemblers.iter().any(|a| a == ALL_DEVICES),
-            ..KeyDefaults::default()
         };
         Settings { connections: self.applications.clone(), keys }
     }
@@ -291,6 +294,10 @@ impl Config {
             (
                 self.new_keys.window_seconds <= crate::app::settings::WINDOW_SECONDS_MAX,
                 "new_keys.window_seconds is at most 86400",
+            ),
+            (
+                crate::app::settings::parse_vault_opening(&self.new_keys.vault_open).is_some(),
+                "new_keys.vault_open is boot, window:SECONDS or per-release",
             ),
             (
                 self.applications.all_max > 0 && self.applications.per_user_max > 0,
@@ -354,6 +361,7 @@ mod tests {
             ("[new_keys]\nthreshold = 1\n", "threshold"),
             ("[new_keys]\nthreshold = 4\n", "shares"),
             ("[new_keys]\nwindow_seconds = 86401\n", "window_seconds"),
+            ("[new_keys]\nvault_open = \"never\"\n", "vault_open"),
             ("[applications]\nall_max = 0\n", "all_max"),
             ("[applications]\nmemory_all_mib_max = 10\n", "memory_per_user_mib_max"),
         ] {

@@ -131,6 +131,16 @@ pub fn advised(text: impl Into<String>, next: impl Into<String>) -> anyhow::Erro
     Advised { text: text.into(), next: next.into() }.into()
 }
 
+/// A command that cannot be meant: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongUse(String);
+
+/// An error of wrong use that the definition of the options could not find.
+pub fn wrong_use(text: impl Into<String>) -> anyhow::Error {
+    WrongUse(text.into()).into()
+}
+
 /// Rows with aligned columns; the first row is the heading.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -1,25 +1,31 @@
 //! `mayfly join TOKEN`: this host becomes a device of a network.
 
-use super::announce::{Announcer, field};
+use super::announce::{Announcer, advised, field, wrong_use};
 use super::ask;
 use super::init::{make_private_dir, write_new};
 use super::value;
+use super::vault::{NewVault, VaultOptions};
 use crate::config::{Config, NewKeys};
 use crate::join_token::{JoinToken, TEXT_BYTES_MAX};
+use crate::node::{self, JoinError};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mayfly_protocol::DeviceId;
-use mayfly_secmem::random;
 use serde_json::json;
+use std::fs::{DirBuilder, remove_dir, remove_dir_all, remove_file};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The agent's configuration in its folder.
 pub const CONFIG: &str = "agent.toml";
 /// The network's description in the agent's folder.
 const NETWORK: &str = "network.toml";
-/// The file vault's passphrase in the agent's folder.
-const PASSPHRASE: &str = "vault.passphrase";
+/// The agent's data in its folder.
+const DATA: &str = "data";
+/// Where a vault of tokens remembers that its PIN was refused (docs/formats/vault-pkcs11.md), in the data.
+const PIN_REFUSED: &str = "vault/pin-refused";
 
 /// Make this host a device of a network
 ///
@@ -27,7 +33,8 @@ const PASSPHRASE: &str = "vault.passphrase";
 /// the device and gives it roles.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  mayfly join mayfly-join-hAFYIA… --name web-1 --advertise web-1.example.org:7411\n  \
+    after_help = "Examples:\n  mayfly join mayfly-join-hAFYIA… --name web-1 --advertise web-1.example.org:7411 --vault tpm\n  \
+    mayfly join - --vault pkcs11 --module /usr/lib/softhsm/libsofthsm2.so --token-label mayfly < token\n  \
     mayflyd --config /var/lib/mayfly/agent.toml"
 )]
 pub struct Join {
@@ -48,9 +55,8 @@ pub struct Join {
     /// Socket for applications
     #[arg(long = "agent-socket", value_name = "PATH", default_value = crate::config::SOCKET_DEFAULT)]
     agent_socket: PathBuf,
-    /// Kind of vault
-    #[arg(long, value_name = "KIND", default_value = "file", value_parser = ["file"])]
-    vault: String,
+    #[command(flatten)]
+    vault: VaultOptions,
     /// DANGER: plugins may lie in a build tree that your group can change
     #[arg(long)]
     danger_development: bool,
@@ -68,8 +74,6 @@ pub struct NewDevice {
     pub advertise: Option<String>,
     /// Socket for applications.
     pub socket: PathBuf,
-    /// Kind of vault.
-    pub vault: String,
     /// Settings of new keys.
     pub new_keys: NewKeys,
     /// Plugins may lie in a build tree.
@@ -85,7 +89,6 @@ impl NewDevice {
             listen: SocketAddr::new(host, 0),
             advertise: None,
             socket: dir.join("agent.sock"),
-            vault: "file".into(),
             new_keys,
             danger_development: true,
         }
@@ -95,6 +98,9 @@ impl NewDevice {
 impl Join {
     /// Runs the command.
     pub fn run(self, out: &Announcer) -> Result<()> {
+        if let Some(wrong) = self.vault.misused() {
+            return Err(wrong_use(wrong));
+        }
         let name = match self.name {
             Some(name) => name,
             None => {
@@ -110,14 +116,16 @@ impl Join {
             listen: self.listen,
             advertise: self.advertise,
             socket: self.agent_socket,
-            vault: self.vault,
             new_keys: NewKeys::default(),
             danger_development: self.danger_development,
         };
+        // Before anything is asked.
+        ensure_new(&device.dir)?;
+        let vault = self.vault.choose(&device.dir)?;
         let id = if self.token == "-" {
-            join(ask::read_secret_file(Path::new("-"), TEXT_BYTES_MAX + 2)?.expose(), &device)?
+            join(ask::read_secret_file(Path::new("-"), TEXT_BYTES_MAX + 2)?.expose(), &device, &vault)?
         } else {
-            join(self.token.as_bytes(), &device)?
+            join(self.token.as_bytes(), &device, &vault)?
         };
         let config = device.dir.join(CONFIG);
         let result = json!({"device": device.name, "id": id.to_string(), "config": config});
@@ -133,52 +141,108 @@ impl Join {
     }
 }
 
-/// Writes the agent's configuration and posts the JOIN record.
-pub fn join(token: &[u8], device: &NewDevice) -> Result<DeviceId> {
+/// Writes the agent's configuration and posts the JOIN record. An attempt that fails leaves nothing behind, unless the ledger may have
+/// taken the device: then the next attempt goes on with what is there.
+pub fn join(token: &[u8], device: &NewDevice, vault: &NewVault) -> Result<DeviceId> {
     let token = JoinToken::parse(token)?;
-    make_private_dir(&device.dir)?;
     let config = device.dir.join(CONFIG);
-    ensure!(
-        !config.exists(),
-        "{} exists: this host has joined a network already; name another --dir",
-        config.display()
-    );
-    write_passphrase(&device.dir.join(PASSPHRASE))?;
-    let text = device.config()?;
+    let text = device.config(vault)?;
     let mut parsed = Config::parse(&text, &config).context("the new configuration is not valid")?;
     parsed.resolve(&device.dir);
-    let joined = crate::node::join(&token, &parsed)?;
-    write_new(&device.dir.join(NETWORK), joined.network.to_toml().as_bytes())?;
+    let attempt = Attempt::begin(&device.dir)?;
+    let joined = vault.write_secret().and_then(|()| Ok(node::join(&token, &parsed)?));
+    let joined = joined.map_err(|error| attempt.failed(error, &parsed, vault))?;
+    write_anew(&device.dir.join(NETWORK), joined.network.to_toml().as_bytes())?;
     // Last: whoever finds it finds a device that has joined.
     write_new(&config, text.as_bytes())?;
     Ok(joined.device)
 }
 
-/// A random passphrase for the file vault: it keeps the vault's file apart from its opening, no more.
-fn write_passphrase(path: &Path) -> Result<()> {
-    if path.exists() {
-        return Ok(());
+/// Refuses where a device has joined.
+fn ensure_new(dir: &Path) -> Result<()> {
+    let config = dir.join(CONFIG);
+    let shown = config.display();
+    ensure!(!config.exists(), "{shown} exists: this host has joined a network already; name another --dir");
+    Ok(())
+}
+
+/// What was there before an attempt to join.
+struct Attempt<'a> {
+    dir: &'a Path,
+    had_dir: bool,
+    had_data: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(dir: &'a Path) -> Result<Self> {
+        let had_dir = dir.exists();
+        make_private_dir(dir)?;
+        ensure_new(dir)?;
+        Ok(Self { dir, had_dir, had_data: dir.join(DATA).exists() })
     }
-    let passphrase = mayfly_secmem::SecretBytes::try_new_with(64, |text| {
-        let mut bytes = mayfly_secmem::Secret::<32>::try_new_with(|bytes| random(bytes))?;
-        for (pair, byte) in text.chunks_exact_mut(2).zip(bytes.expose_mut()) {
-            for (digit, nibble) in pair.iter_mut().zip([*byte >> 4, *byte & 15]) {
-                *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+
+    /// Takes back what a failed attempt has made, unless the ledger may have taken the device.
+    fn failed(&self, error: anyhow::Error, config: &Config, vault: &NewVault) -> anyhow::Error {
+        let cause = error.downcast_ref::<JoinError>();
+        if cause.is_some_and(JoinError::may_have_joined) {
+            let next = "run the same command again: the ledger may have the device already, and what was made for it here was kept";
+            return advised(format!("{error:#}"), next);
+        }
+        // A vault of an earlier attempt stays, and with it the secret that opens it.
+        if !self.had_data {
+            if !cause.is_some_and(JoinError::is_refused_secret) {
+                // Where there is no vault yet, there is nothing to forget.
+                let _ = node::forget(config);
+            }
+            if let Err(left) = self.undo(vault) {
+                return error.context(format!("and not everything could be removed: {left:#}"));
             }
         }
-        Ok::<_, mayfly_secmem::RandomError>(())
-    });
-    write_new(path, passphrase.context("no randomness for the vault's passphrase")?.expose())
+        error
+    }
+
+    fn undo(&self, vault: &NewVault) -> Result<()> {
+        let data = self.dir.join(DATA);
+        // A token locks after some wrong PINs: the next attempt must know which one was refused.
+        let refused = std::fs::read(data.join(PIN_REFUSED)).ok();
+        if data.exists() {
+            remove_dir_all(&data).with_context(|| format!("cannot remove {}", data.display()))?;
+        }
+        vault.remove_secret()?;
+        if let Some(refused) = refused {
+            let marker = data.join(PIN_REFUSED);
+            let folder = marker.parent().unwrap_or(&data);
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .context("cannot note that a PIN was refused")?;
+            return write_new(&marker, &refused);
+        }
+        if !self.had_dir {
+            remove_dir(self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file in the place of one that an interrupted attempt may have left.
+fn write_anew(path: &Path, content: &[u8]) -> Result<()> {
+    match remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot replace {}", path.display()))
+        }
+        _ => write_new(path, content),
+    }
 }
 
 impl NewDevice {
     /// The agent's configuration, with a line for everything that was chosen.
-    fn config(&self) -> Result<String> {
+    fn config(&self, vault: &NewVault) -> Result<String> {
         let text = |path: &Path| -> Result<String> {
             let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
             Ok(toml::Value::from(text).to_string())
         };
-        let passphrase = toml::Value::from(format!("passphrase_file = {}", text(&self.dir.join(PASSPHRASE))?));
         let advertise = self
             .advertise
             .as_ref()
@@ -188,17 +252,19 @@ impl NewDevice {
         let assemblers = toml::Value::from(keys.assemblers.clone());
         let mut config = format!(
             "# The agent of device '{name}': `mayflyd --config THIS-FILE`. docs/operations.md explains each line.\n\
-             device_name = \"{name}\"\ndata_dir = \"data\"\nnetwork = \"{NETWORK}\"\nsocket = {socket}\n\n\
+             device_name = \"{name}\"\ndata_dir = \"{DATA}\"\nnetwork = \"{NETWORK}\"\nsocket = {socket}\n\n\
              [peers]\nlisten = \"{listen}\"\n{advertise}\n\
-             [vault]\nkind = \"{vault}\"\nconfig = {passphrase}\n\n\
-             [new_keys]\nthreshold = {threshold}\nshares = {shares}\nassemblers = {assemblers}\nwindow_seconds = {window}\n",
+             {vault}\n\
+             [new_keys]\nthreshold = {threshold}\nshares = {shares}\nassemblers = {assemblers}\nwindow_seconds = {window}\n\
+             vault_open = \"{vault_open}\"\n",
             name = self.name,
             socket = text(&self.socket)?,
             listen = self.listen,
-            vault = self.vault,
+            vault = vault.section(),
             threshold = keys.threshold,
             shares = keys.shares,
             window = keys.window_seconds,
+            vault_open = keys.vault_open,
         );
         if self.danger_development {
             config.push_str("\n[danger]\nplugin_path_unchecked = true\n");
@@ -213,30 +279,49 @@ mod tests {
 
     #[test]
     fn configurations_that_are_written_can_be_read() {
-        let new_keys = NewKeys { threshold: 2, shares: 3, assemblers: vec!["*".into()], window_seconds: 5 };
+        let new_keys = NewKeys {
+            threshold: 2,
+            shares: 3,
+            assemblers: vec!["*".into()],
+            window_seconds: 5,
+            vault_open: "window:7".into(),
+        };
         for dir in ["/var/lib/mayfly", "/tmp/a b\"c\\d"] {
             let mut device =
                 NewDevice::development("agent-1", Path::new(dir), "127.1.2.3".parse().unwrap(), new_keys.clone());
             device.advertise = Some("web-1.example.org:7411".into());
-            let text = device.config().unwrap();
+            let text = device.config(&NewVault::file(Path::new(dir)).unwrap()).unwrap();
             let config = Config::parse(&text, Path::new("agent.toml")).unwrap();
             assert_eq!((config.device_name.as_str(), &config.new_keys), ("agent-1", &new_keys));
             assert_eq!(config.socket, Path::new(dir).join("agent.sock"));
             assert_eq!(config.peers.advertise.as_deref(), Some("web-1.example.org:7411"));
             assert!(config.danger.plugin_path_unchecked);
             let vault: toml::Table = config.vault.config.parse().unwrap();
-            assert_eq!(vault["passphrase_file"].as_str(), Path::new(dir).join(PASSPHRASE).to_str());
+            assert_eq!(vault["passphrase_file"].as_str(), Path::new(dir).join("vault.passphrase").to_str());
         }
     }
 
     #[test]
-    fn the_passphrase_is_made_once() {
+    fn a_failed_attempt_leaves_nothing_but_what_was_there() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(PASSPHRASE);
-        write_passphrase(&path).unwrap();
-        let first = std::fs::read(&path).unwrap();
-        assert!(first.len() == 64 && first.iter().all(u8::is_ascii_hexdigit));
-        write_passphrase(&path).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), first);
+        let dir = folder.path().join("agent");
+        let vault = NewVault::file(&dir).unwrap();
+        let attempt = Attempt::begin(&dir).unwrap();
+        vault.write_secret().unwrap();
+        std::fs::create_dir_all(dir.join("data/vault")).unwrap();
+        attempt.undo(&vault).unwrap();
+        assert!(!dir.exists());
+
+        std::fs::create_dir(&dir).unwrap();
+        let attempt = Attempt::begin(&dir).unwrap();
+        vault.write_secret().unwrap();
+        std::fs::create_dir_all(dir.join("data/vault")).unwrap();
+        std::fs::write(dir.join("data").join(PIN_REFUSED), "file 7").unwrap();
+        std::fs::write(dir.join("data/vault/vault"), "half").unwrap();
+        attempt.undo(&vault).unwrap();
+        let left =
+            |path: &str| std::fs::read_dir(dir.join(path)).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!((left(""), left("data/vault")), (vec![DATA.into()], vec!["pin-refused".into()]));
+        assert_eq!(std::fs::read(dir.join("data").join(PIN_REFUSED)).unwrap(), b"file 7");
     }
 }

@@ -21,18 +21,23 @@ mod key;
 mod keyfile;
 mod ledger;
 mod plugin;
+mod software;
 mod status;
 mod token;
 mod value;
+mod vault;
 mod why;
 
-use announce::Announcer;
+use announce::{Announcer, WrongUse, advised};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Where an agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/mayfly/agent.sock";
+
+/// Exit status of wrong use, as clap has it.
+const WRONG_USE: u8 = 2;
 
 /// Keys that exist for one operation.
 #[derive(Debug, Parser)]
@@ -101,13 +106,22 @@ pub fn main() -> ExitCode {
         eprintln!("mayfly: cannot protect this process: {error}");
         return ExitCode::FAILURE;
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && std::env::args_os().any(|word| word == "--json") => {
+            let text = error.render().to_string();
+            let text = text.trim().trim_start_matches("error: ");
+            Announcer::new(true).failure(&advised(text, "mayfly --help"));
+            return WRONG_USE.into();
+        }
+        Err(error) => error.exit(),
+    };
     let out = Announcer::new(cli.global.json);
     match run(cli, out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             out.failure(&error);
-            ExitCode::FAILURE
+            if error.is::<WrongUse>() { WRONG_USE.into() } else { ExitCode::FAILURE }
         }
     }
 }

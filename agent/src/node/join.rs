@@ -1,14 +1,15 @@
 //! Becoming a device: the identity key is made inside the vault, and a JOIN record is signed by it and by the invitation's seed.
 
 use super::data::{DataDir, DataError};
-use super::vault::{Vault, VaultError};
+use super::vault::{self, Vault, VaultError};
 use crate::config::Config;
 use crate::join_token::JoinToken;
 use mayfly_crypto::sign::{Ed25519Secret, PublicKey};
 use mayfly_ledger_client::{
     Author, EntrySigner, GatewayAddress, HelloSigner, NetworkFile, NetworkFileError, OpenError, PostError, Replica,
-    ReplicaConfig, ReplicaStatus, SignerError,
+    ReplicaConfig, ReplicaStatus, SignerError, SubmitError,
 };
+use mayfly_plugin_api::Status;
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::{Join, Record, Verifier};
 use mayfly_protocol::{AuthorId, DeviceId, InviteId, State};
@@ -55,6 +56,23 @@ pub enum JoinError {
     Memory(#[from] Exhausted),
 }
 
+impl JoinError {
+    /// Whether the ledger may have taken the device, or may take it still.
+    pub fn may_have_joined(&self) -> bool {
+        use SubmitError::{Busy, Unavailable, Unknown};
+        matches!(
+            self,
+            JoinError::Post(PostError::Disputed { .. } | PostError::Submit(Unknown | Unavailable(_) | Busy { .. }))
+        )
+    }
+
+    /// Whether the vault refused its passphrase or PIN: each further try may bring a token nearer to its lock.
+    pub fn is_refused_secret(&self) -> bool {
+        let JoinError::Vault(VaultError::Plugin(error)) = self else { return false };
+        matches!(error.status(), Some(Status::Auth | Status::Lockout))
+    }
+}
+
 /// Starts the vault, makes the identity key in it, and posts JOIN. Does nothing twice.
 ///
 /// # Errors
@@ -77,6 +95,14 @@ pub fn join(token: &JoinToken, config: &Config) -> Result<Joined, JoinError> {
         post(&replica, &data.join("outbox"), &guest, config)?;
     }
     Ok(Joined { device, network })
+}
+
+/// Takes back what [`join`] made in the device under the vault, which then never opens again; the data folder may be removed after it.
+///
+/// # Errors
+/// The vault does not start, or keeps nothing outside of its folder that could be removed.
+pub fn forget(config: &Config) -> Result<(), VaultError> {
+    vault::forget(config, &config.data_dir.join("vault"))
 }
 
 /// Waits until a gateway of the token serves us; no longer than until each has said that it will not.

@@ -44,7 +44,7 @@ mod vault;
 pub use alarms::AlarmError;
 pub use data::{DataDir, DataError};
 pub use error::{KeyError, KeyErrorKind, Missed};
-pub use join::{JoinError, Joined, join};
+pub use join::{JoinError, Joined, forget, join};
 pub use key::{AssembledKey, AssemblyReport, Holders, Material, NewKey, ShareReport};
 pub use start::StartError;
 pub use vault::{SealingKeys, Vault, VaultError, VaultState};

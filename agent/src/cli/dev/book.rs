@@ -1,6 +1,6 @@
 //! `dev.json`: what a development network consists of, and which processes it has.
 
-use super::process::{self, Identity};
+use super::process::{self, Identity, Waiting};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,6 +19,8 @@ const VERSION: u32 = 1;
 pub enum Part {
     /// A gateway of the ledger.
     Ledger,
+    /// The software TPM of an agent.
+    Swtpm,
     /// An agent.
     Agent,
 }
@@ -27,7 +29,7 @@ pub enum Part {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
-    /// `agent-1`, `ledger-1`.
+    /// `agent-1`, `ledger-1`; `swtpm-1` is the TPM of `agent-1`.
     pub name: String,
     /// What it does.
     pub role: Part,
@@ -35,6 +37,9 @@ pub struct Process {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
+    /// It ends when this process does.
+    #[serde(default)]
+    pub watch: Option<u32>,
     /// The process, once it was started.
     pub identity: Option<Identity>,
     /// Stopped by `dev pause`.
@@ -51,12 +56,15 @@ pub struct Book {
     boot_id: String,
     /// All processes, in the order in which they were started.
     pub processes: Vec<Process>,
+    /// Scripts that make what vaults stand on, while the network is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scripts: Vec<Identity>,
 }
 
 impl Book {
     /// A network without processes.
     pub fn new() -> Result<Self> {
-        Ok(Self { version: VERSION, boot_id: process::boot_id()?, processes: Vec::new() })
+        Ok(Self { version: VERSION, boot_id: process::boot_id()?, processes: Vec::new(), scripts: Vec::new() })
     }
 
     /// Reads the book of the network in `dir`; `None` if there is none.
@@ -70,6 +78,7 @@ impl Book {
         ensure!(book.version == VERSION, "{} was written by another version of mayfly", path.display());
         if book.boot_id != process::boot_id()? {
             book.processes.iter_mut().for_each(|p| p.identity = None);
+            book.scripts.clear();
         }
         Ok(Some(book))
     }
@@ -98,6 +107,17 @@ impl Book {
 }
 
 impl Process {
+    /// Prepares its program, which begins when it is let go.
+    pub fn prepare(&self, log: &Path) -> Result<Waiting> {
+        let mut arguments = self.arguments.clone();
+        // Our own programs look after it themselves, and end in their own way.
+        let guarded = self.watch.filter(|_| self.role == Part::Swtpm);
+        if let (Some(pid), None) = (self.watch, guarded) {
+            arguments.extend(["--watch-pid".to_owned(), pid.to_string()]);
+        }
+        process::spawn(&self.program, &arguments, guarded, log)
+    }
+
     /// Whether it runs.
     pub fn is_alive(&self) -> bool {
         self.identity.is_some_and(|i| i.is_alive())
@@ -129,6 +149,7 @@ mod tests {
             role: Part::Agent,
             program: "mayflyd".into(),
             arguments: vec!["--config".into()],
+            watch: None,
             identity: own,
             paused: false,
         });

@@ -1,6 +1,6 @@
 //! Ending a network, whole, half-made or long gone.
 
-use super::book::Book;
+use super::book::{Book, Part};
 use super::process::{Identity, wait_for_end};
 use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
@@ -19,19 +19,27 @@ pub fn down(dir: &Path) -> Result<Option<usize>> {
     Book::read(dir)?.as_ref().map(end).transpose()
 }
 
-/// Asks all to end, agents before gateways; kills what does not.
+/// Asks all to end: agents before gateways, and before the TPMs, which agents may need to the last; kills what does not.
 pub fn end(book: &Book) -> Result<usize> {
-    let leaders: Vec<Identity> = book.processes.iter().rev().filter_map(|p| p.identity).collect();
-    let all = || leaders.iter().flat_map(Identity::session).collect::<Vec<_>>();
+    let leaders = |parts: &[Part]| -> Vec<Identity> {
+        book.processes.iter().rev().filter(|p| parts.contains(&p.role)).filter_map(|p| p.identity).collect()
+    };
+    let rounds = [leaders(&[Part::Agent, Part::Ledger]), leaders(&[Part::Swtpm])];
+    let all = || rounds.iter().flatten().chain(&book.scripts).flat_map(Identity::session).collect::<Vec<_>>();
     let count = all().len();
-    for process in leaders.iter().filter(|p| p.is_alive()) {
-        process.signal(Signal::TERM)?;
-        // A stopped process cannot end.
-        process.signal(Signal::CONT)?;
+    for script in book.scripts.iter().flat_map(Identity::session) {
+        script.signal(Signal::KILL)?;
+    }
+    let deadline = Instant::now() + TERM_TIMEOUT;
+    for round in &rounds {
+        for process in round.iter().filter(|p| p.is_alive()) {
+            process.signal(Signal::TERM)?;
+            // A stopped process cannot end.
+            process.signal(Signal::CONT)?;
+        }
+        wait_for_end(round, deadline);
     }
     // What a leader leaves behind (a plugin host that hangs) is of its session.
-    let deadline = Instant::now() + TERM_TIMEOUT;
-    wait_for_end(&leaders, deadline);
     for process in wait_for_end(&all(), deadline.min(Instant::now() + Duration::from_millis(500))) {
         process.signal(Signal::KILL)?;
     }

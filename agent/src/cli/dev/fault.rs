@@ -1,6 +1,6 @@
 //! Faults on purpose: one process is killed, started again, stopped, or let go on.
 
-use super::book::{Part, Process};
+use super::book::{Book, Part, Process};
 use super::process::{self, Identity};
 use super::{open, up};
 use crate::cli::announce::quoted;
@@ -47,8 +47,8 @@ pub fn start(dir: &Path, name: Option<&str>, wait: bool) -> Result<Started> {
     ensure!(!names.is_empty(), "every process of the network runs already");
     for name in &names {
         let process = start_one(dir, name)?;
-        // Agents that come up before the ledger would only wait longer.
-        if process.role == Part::Ledger && (wait || names.len() > 1) {
+        // Agents that come up before the ledger would only wait longer, and before their TPM, end.
+        if process.role != Part::Agent && (wait || names.len() > 1) {
             up::wait_until_ready(dir, &process)?;
         }
     }
@@ -73,20 +73,30 @@ pub fn start(dir: &Path, name: Option<&str>, wait: bool) -> Result<Started> {
 
 fn start_one(dir: &Path, name: &str) -> Result<Process> {
     let mut book = open(dir)?;
+    ensure_tpm(&book, name)?;
     let process = book.process(name)?;
     ensure!(!process.is_alive(), "{name} runs already");
     if let Some(before) = process.identity {
         // Whatever the last run left behind would be in the way.
         before.session().iter().try_for_each(|left| left.signal(Signal::KILL))?;
     }
-    let log = up::log(dir, name);
-    let waiting = process::spawn(&process.program, &process.arguments, &log)?;
+    let waiting = process.prepare(&up::log(dir, name))?;
     process.identity = Some(waiting.identity);
     process.paused = false;
     let started = process.clone();
     book.write(dir)?;
-    waiting.go()?;
+    drop(waiting.go()?);
     Ok(started)
+}
+
+/// An agent whose TPM does not run could not open its vault.
+fn ensure_tpm(book: &Book, name: &str) -> Result<()> {
+    let tpm = name.strip_prefix("agent-").map(|number| format!("swtpm-{number}"));
+    let tpm = book.processes.iter().find(|process| Some(&process.name) == tpm.as_ref());
+    match tpm.filter(|process| !process.is_alive()) {
+        None => Ok(()),
+        Some(tpm) => bail!("the TPM of {name} does not run; start {} first", tpm.name),
+    }
 }
 
 /// Stops the process and what it started (SIGSTOP): a host that hangs.

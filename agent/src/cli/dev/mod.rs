@@ -10,8 +10,10 @@ mod env;
 mod fault;
 mod process;
 mod up;
+mod vaults;
 
 use super::announce::{Announcer, field, table};
+use super::software::SOCKET_PATH_BYTES_MAX;
 use anyhow::{Context, Result, bail, ensure};
 use book::Book;
 use clap::{Args, Subcommand};
@@ -40,6 +42,8 @@ pub enum Dev {
     Status(Status),
     #[command(hide = true)]
     Launch(Launch),
+    #[command(hide = true)]
+    Guard(Guard),
 }
 
 /// End a network; no process is left
@@ -58,7 +62,7 @@ pub struct Start {
     /// Folder of the network
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// The process: agent-1, ledger-1, …; all that have ended if left out
+    /// The process: agent-1, swtpm-1, ledger-1, …; all that have ended if left out
     name: Option<String>,
     /// Do not wait until it works (an agent works when enough witnesses answer)
     #[arg(long)]
@@ -71,7 +75,7 @@ pub struct Named {
     /// Folder of the network
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// The process: agent-1, ledger-1, …
+    /// The process: agent-1, swtpm-1 (the TPM of agent-1), ledger-1, …
     name: String,
 }
 
@@ -88,11 +92,24 @@ pub struct Status {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  mayfly dev launch sleep 60")]
 pub struct Launch {
+    /// It is killed when this process ends
+    #[arg(long, value_name = "PID")]
+    watch_pid: Option<u32>,
     /// The program
     program: OsString,
     /// Its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
+}
+
+/// Kills its parent when another process ends (used by `dev launch`)
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly dev guard 4711 4712")]
+pub struct Guard {
+    /// The process that is watched
+    watched: i32,
+    /// The parent
+    guarded: i32,
 }
 
 impl Dev {
@@ -126,7 +143,8 @@ impl Dev {
                 out.result(&open(&dir)?.status(), status)?;
                 Ok(())
             }
-            Dev::Launch(c) => Err(process::launch(&c.program, &c.arguments)),
+            Dev::Launch(c) => Err(process::launch(&c.program, &c.arguments, c.watch_pid)),
+            Dev::Guard(c) => process::guard(c.watched, c.guarded),
         }
     }
 }
@@ -164,9 +182,13 @@ fn not_yet(asked: bool, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Names of files in the network's folder must fit into a socket's address (sun_path, 108 bytes with its end).
+/// Names of files in the network's folder must fit into a socket's address.
 fn check_socket_length(path: &Path) -> Result<()> {
     let length = path.as_os_str().len();
-    ensure!(length < 108, "{} has {length} bytes, a socket's path at most 107; choose a shorter --dir", path.display());
+    ensure!(
+        length <= SOCKET_PATH_BYTES_MAX,
+        "{} has {length} bytes, a socket's path at most {SOCKET_PATH_BYTES_MAX}; choose a shorter --dir",
+        path.display()
+    );
     Ok(())
 }

@@ -1,15 +1,16 @@
 //! Background processes that are known by process id *and* start time, so that a signal never hits a stranger who got the same number.
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How often a process that shall end is looked at.
@@ -99,16 +100,18 @@ pub fn wait_for_end(processes: &[Identity], deadline: Instant) -> Vec<Identity> 
 pub struct Waiting {
     /// The process. It stays the same when the program begins.
     pub identity: Identity,
-    gate: ChildStdin,
+    child: Child,
 }
 
 impl Waiting {
-    /// Lets the program begin.
+    /// Lets the program begin; it goes on when the child that is given back is let go of.
     ///
     /// # Errors
     /// The process has ended.
-    pub fn go(mut self) -> Result<()> {
-        self.gate.write_all(GO).context("a process ended before it began")
+    pub fn go(mut self) -> Result<Child> {
+        let mut gate = self.child.stdin.take().context("no way to the new process")?;
+        gate.write_all(GO).context("a process ended before it began")?;
+        Ok(self.child)
     }
 }
 
@@ -116,35 +119,69 @@ impl Waiting {
 const GO: &[u8] = b"g";
 
 /// Prepares a program in the background: a session of its own, output into `log`, no terminal. It begins when the caller has written down
-/// who it is, and lets it: so there is never a process that nobody knows of.
+/// who it is, and lets it: so there is never a process that nobody knows of. With `watch`, it is killed when that process ends.
 ///
 /// `mayfly dev launch` does the part that must happen in the new process (see [`launch`]).
-pub fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Waiting> {
+pub fn spawn(program: &Path, arguments: &[String], watch: Option<u32>, log: &Path) -> Result<Waiting> {
     let opened = || {
         File::options().create(true).append(true).open(log).with_context(|| format!("cannot open {}", log.display()))
     };
-    let own = std::env::current_exe().context("cannot find my own program")?;
-    let mut command = Command::new(own);
-    command.args(["dev", "launch"]).arg(program).args(arguments);
+    let mut command = own(&["dev", "launch"])?;
+    command.args(watch.map(|pid| format!("--watch-pid={pid}"))).arg(program).args(arguments);
     command.stdin(Stdio::piped()).stdout(opened()?).stderr(opened()?).current_dir("/");
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-    let gate = child.stdin.take().context("no way to the new process")?;
+    let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     let pid = i32::try_from(child.id()).context("process id out of range")?;
     // Not waited for, so even if it has ended already the kernel keeps its entry until we end.
     let identity = Identity::of(pid).with_context(|| format!("cannot look at process {pid}"))?;
-    Ok(Waiting { identity, gate })
+    Ok(Waiting { identity, child })
+}
+
+/// `mayfly` itself.
+fn own(words: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find my own program")?);
+    command.args(words);
+    Ok(command)
 }
 
 /// Becomes the leader of a new session; when it is let go, the program. Returns only if that failed.
-pub fn launch(program: &OsStr, arguments: &[std::ffi::OsString]) -> anyhow::Error {
+pub fn launch(program: &OsStr, arguments: &[OsString], watch: Option<u32>) -> anyhow::Error {
     if let Err(error) = rustix::process::setsid() {
         return anyhow::Error::new(error).context("cannot make a new session");
     }
     if let Err(error) = std::io::stdin().read_exact(&mut [0; GO.len()]) {
         return anyhow::Error::new(error).context("whoever started this ended before it could begin");
     }
+    if let Err(error) = watch.map_or(Ok(()), start_guard) {
+        return error.context("cannot watch whoever started this");
+    }
     let error = Command::new(program).args(arguments).stdin(Stdio::null()).exec();
     anyhow::Error::new(error).context(format!("cannot run {}", PathBuf::from(program).display()))
+}
+
+/// A child that stays when this process becomes another program.
+fn start_guard(watched: u32) -> Result<()> {
+    let mut command = own(&["dev", "guard"])?;
+    command.arg(watched.to_string()).arg(std::process::id().to_string()).stdin(Stdio::null()).spawn()?;
+    Ok(())
+}
+
+/// Kills the parent, which is `guarded`, when the process `watched` ends; ends with either.
+pub fn guard(watched: i32, guarded: i32) -> Result<()> {
+    let pid = |number| Pid::from_raw(number).with_context(|| format!("{number} is not a process id"));
+    let guarded = pid(guarded)?;
+    let parent = pidfd_open(guarded, PidfdFlags::empty()).context("cannot open the parent")?;
+    // Children change hands when their parent has ended: then this was not its number any more, and there is nothing to do.
+    if getppid() != Some(guarded) {
+        return Ok(());
+    }
+    if let Ok(watched) = pidfd_open(pid(watched)?, PidfdFlags::empty()) {
+        let mut ends = [&watched, &parent].map(|end| PollFd::new(end, PollFlags::IN));
+        while let Err(Errno::INTR) = poll(&mut ends, None) {}
+    }
+    match pidfd_send_signal(&parent, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).context("cannot end the parent"),
+    }
 }
 
 /// The boot that start times count from.

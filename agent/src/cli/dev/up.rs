@@ -6,12 +6,14 @@ use super::down;
 use super::env::Env;
 use super::fault;
 use super::process::{self, Identity};
+use super::vaults::{VaultKind, Vaults};
 use super::{check_socket_length, not_yet};
 use crate::cli::admin::{Administrator, Signing};
 use crate::cli::agent::Agent;
 use crate::cli::announce::{Announcer, advised, quoted};
 use crate::cli::init::{self, Plan};
 use crate::cli::join::{self, NewDevice};
+use crate::cli::software::{self, Call};
 use crate::cli::value;
 use crate::cli::{device, invite, token};
 use crate::config::NewKeys;
@@ -22,7 +24,9 @@ use mayfly_protocol::record::DeviceRole;
 use mayfly_secmem::SecretBytes;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,8 +41,6 @@ const AGENTS_MAX: u8 = 63;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The shell's environment in the network's folder, and in each agent's.
 const ENV: &str = "env";
-/// How many of a program's arguments name its configuration.
-const CONFIG_ARGUMENTS: usize = 2;
 /// Exit status of a command that a signal ended, as shells have it (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
 /// How often readiness is looked at.
@@ -46,8 +48,10 @@ const POLL: Duration = Duration::from_millis(3);
 
 /// Make a network: a ledger, agents, and a token that all of them show
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  mayfly dev up --dir /tmp/net --agents 3 --threshold 2 && . /tmp/net/env\n  \
-    pkcs11-tool --module $MAYFLY_MODULE --login --pin $MAYFLY_USER_PIN --keygen --key-type AES:32 --label k")]
+#[command(
+    after_help = "Example:\n  mayfly dev up --dir /tmp/net --agents 3 --threshold 2 --vaults tpm,pkcs11,file && . /tmp/net/env\n  \
+    pkcs11-tool --module $MAYFLY_MODULE --login --pin $MAYFLY_USER_PIN --keygen --key-type AES:32 --label k"
+)]
 pub struct Up {
     /// Folder of the network; made if it is not there
     #[arg(long, value_name = "DIR")]
@@ -58,8 +62,8 @@ pub struct Up {
     /// How many shards a key needs
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=i64::from(AGENTS_MAX)))]
     threshold: u8,
-    /// Kinds of vault, dealt round-robin
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…", default_value = "file", hide = true)]
+    /// Kinds of vault, dealt round-robin: tpm and pkcs11 are software here (swtpm, SoftHSM)
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…", default_value = "file")]
     vaults: Vec<VaultKind>,
     /// Store of the ledger
     #[arg(long, value_enum, value_name = "KIND", default_value = "embedded", hide = true)]
@@ -70,22 +74,12 @@ pub struct Up {
     /// Life of assembled keys: per-operation or window:SECONDS
     #[arg(long, value_name = "LIFE", default_value = "per-operation", value_parser = value::residency)]
     residency: String,
-    /// When holders open their vaults: boot, window:SECONDS or per-release
-    #[arg(long, value_name = "WHEN", default_value = "boot", value_parser = value::vault_open, hide = true)]
+    /// When holders open their vaults for new keys: boot, window:SECONDS or per-release
+    #[arg(long, value_name = "WHEN", default_value = "boot", value_parser = value::vault_open)]
     vault_open: String,
     /// Every process ends when this one does
     #[arg(long, value_name = "PID", hide = true)]
     watch_pid: Option<u32>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum VaultKind {
-    /// A file under a passphrase: for development
-    File,
-    /// A TPM 2.0
-    Tpm,
-    /// A PKCS#11 token
-    Pkcs11,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -107,9 +101,11 @@ impl Up {
             out.result(&again, |_| format!("the network in {} runs again\n\n{}", dir.display(), steps(&dir)))?;
             return Ok(());
         }
+        let vaults = Vaults::deal(&self.vaults, self.agents, &dir);
+        vaults.check()?;
         let mut site = Site::new(&dir, self.agents, self.watch_pid)?;
         end_when_interrupted(&dir)?;
-        if let Err(error) = self.make(&mut site) {
+        if let Err(error) = self.make(&mut site, &vaults) {
             // Not while an interrupt ends it: that ends us as well.
             let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
             down::end(&site.book).context("the network did not come up, and could not be ended")?;
@@ -146,27 +142,22 @@ impl Up {
             agents == usize::from(self.agents),
             "a network of {agents} agents was ended in {shown}: start it with --agents {agents}, or choose another --dir"
         );
-        for process in &mut book.processes {
-            // What they watched, if anything, was another run's.
-            process.arguments.truncate(CONFIG_ARGUMENTS);
-            process.arguments.extend(watch(self.watch_pid));
-        }
+        // What they watched, if anything, was another run's.
+        book.processes.iter_mut().for_each(|process| process.watch = self.watch_pid);
         book.write(dir)?;
         Ok(Some(fault::start(dir, None, true)?.names))
     }
 
     fn check(&self) -> Result<()> {
         ensure!(self.threshold <= self.agents, "{} agents cannot hold keys that need {}", self.agents, self.threshold);
-        not_yet(self.vaults.contains(&VaultKind::Tpm), "a TPM")?;
-        not_yet(self.vaults.contains(&VaultKind::Pkcs11), "a PKCS#11 token as vault")?;
         not_yet(self.ledger == LedgerKind::Etcd, "etcd")?;
-        not_yet(self.gateways != 1, "more than one gateway")?;
-        not_yet(self.vault_open != "boot", "a vault that is opened again and again")
+        not_yet(self.gateways != 1, "more than one gateway")
     }
 
-    fn make(&self, site: &mut Site) -> Result<()> {
+    fn make(&self, site: &mut Site, vaults: &Vaults) -> Result<()> {
         let gateway = address::choose()?;
         let step = Steps::new();
+        let making = vaults.begin(site)?;
         init::make(&site.dir, &Plan::development(gateway))?;
         site.start_gateway(gateway)?;
         step.done("gateway");
@@ -175,7 +166,9 @@ impl Up {
         let invitations = (0..self.agents).map(|_| invite::make_text(&mut administrator, READY_TIMEOUT));
         let invitations = invitations.collect::<Result<Vec<SecretBytes>>>()?;
         step.done("invitations");
-        self.join_all(site, gateway, &invitations)?;
+        vaults.finish(making, site)?;
+        step.done("vaults");
+        self.join_all(site, gateway, vaults, &invitations)?;
         step.done("joined");
         site.start_agents(self.agents)?;
         for number in 1..=self.agents {
@@ -192,20 +185,22 @@ impl Up {
     }
 
     /// Every device joins at the same time.
-    fn join_all(&self, site: &Site, gateway: SocketAddr, invitations: &[SecretBytes]) -> Result<()> {
+    fn join_all(&self, site: &Site, gateway: SocketAddr, vaults: &Vaults, invitations: &[SecretBytes]) -> Result<()> {
         let new_keys = NewKeys {
             threshold: self.threshold,
             shares: self.agents,
             assemblers: vec!["*".into()],
             window_seconds: self.residency.strip_prefix("window:").and_then(|s| s.parse().ok()).unwrap_or(0),
+            vault_open: self.vault_open.clone(),
         };
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (number, invitation) in (1..).zip(invitations) {
                 let (folder, new_keys) = (site.dir.join(agent_name(number)), new_keys.clone());
+                let vault = vaults.section(number)?;
                 threads.push(scope.spawn(move || {
                     let device = NewDevice::development(&agent_name(number), &folder, gateway.ip(), new_keys);
-                    join::join(invitation.expose(), &device)
+                    join::join(invitation.expose(), &device, &vault)
                         .with_context(|| format!("{} cannot join", agent_name(number)))
                 }));
             }
@@ -244,10 +239,10 @@ impl Up {
 }
 
 /// A network that is being made.
-struct Site {
+pub struct Site {
     dir: PathBuf,
     book: Book,
-    watch: Vec<String>,
+    watch: Option<u32>,
 }
 
 impl Site {
@@ -255,7 +250,7 @@ impl Site {
         check_socket_length(&dir.join(agent_name(agents)).join("agent.sock"))?;
         init::make_private_dir(dir)?;
         ensure!(is_empty(dir)?, "{} is not empty; choose another --dir, or empty it", dir.display());
-        Ok(Self { dir: dir.to_owned(), book: Book::new()?, watch: watch(watch_pid) })
+        Ok(Self { dir: dir.to_owned(), book: Book::new()?, watch: watch_pid })
     }
 
     fn socket(&self, number: u8) -> PathBuf {
@@ -263,24 +258,52 @@ impl Site {
     }
 
     /// Starts a program. It is in the book before it begins, so that `down` finds it whatever happens next.
-    fn start(&mut self, name: &str, role: Part, program: &str, config: &Path) -> Result<Process> {
-        let program = find_artifact(program)?;
-        let config = config.to_str().with_context(|| format!("{} is not UTF-8", config.display()))?;
-        let arguments = [&["--config".to_owned(), config.to_owned()], self.watch.as_slice()].concat();
+    pub fn start(&mut self, name: &str, role: Part, call: Call) -> Result<Process> {
+        let Call { program, arguments } = call;
+        let mut process = Process {
+            name: name.to_owned(),
+            role,
+            program,
+            arguments,
+            watch: self.watch,
+            identity: None,
+            paused: false,
+        };
         // Whoever ends an interrupted network finds every process that was started.
         let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = process::spawn(&program, &arguments, &log(&self.dir, name))?;
-        let identity = Some(waiting.identity);
-        let process = Process { name: name.to_owned(), role, program, arguments, identity, paused: false };
+        let waiting = process.prepare(&log(&self.dir, name))?;
+        process.identity = Some(waiting.identity);
         self.book.processes.push(process.clone());
         self.book.write(&self.dir)?;
-        waiting.go()?;
+        drop(waiting.go()?);
         Ok(process)
+    }
+
+    /// Runs a script beside everything else; it is in the book until [`Site::forget_scripts`].
+    pub fn run(&mut self, call: &Call, log: &Path) -> Result<Child> {
+        let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = process::spawn(&call.program, &call.arguments, None, log)?;
+        self.book.scripts.push(waiting.identity);
+        self.book.write(&self.dir)?;
+        waiting.go()
+    }
+
+    /// All scripts have ended.
+    pub fn forget_scripts(&mut self) -> Result<()> {
+        self.book.scripts.clear();
+        self.book.write(&self.dir)
+    }
+
+    /// Starts one of our own programs.
+    fn start_own(&mut self, name: &str, role: Part, program: &str, config: &Path) -> Result<Process> {
+        let config = config.to_str().with_context(|| format!("{} is not UTF-8", config.display()))?;
+        let arguments = vec!["--config".to_owned(), config.to_owned()];
+        self.start(name, role, Call { program: find_artifact(program)?, arguments })
     }
 
     fn start_gateway(&mut self, address: SocketAddr) -> Result<()> {
         let config = self.dir.join(init::LEDGER_CONFIG);
-        let process = self.start("ledger-1", Part::Ledger, "mayfly-ledger", &config)?;
+        let process = self.start_own("ledger-1", Part::Ledger, "mayfly-ledger", &config)?;
         wait_for_gateway(&process, address)
     }
 
@@ -288,7 +311,7 @@ impl Site {
         for number in 1..=agents {
             let name = agent_name(number);
             let config = self.dir.join(&name).join(join::CONFIG);
-            self.start(&name, Part::Agent, "mayflyd", &config)?;
+            self.start_own(&name, Part::Agent, "mayflyd", &config)?;
         }
         Ok(())
     }
@@ -298,10 +321,6 @@ impl Site {
 fn steps(dir: &Path) -> String {
     let (env, dir) = (dir.join(ENV), quoted(&dir.to_string_lossy()).into_owned());
     format!("  . {}\n  mayfly dev down --dir {dir}", quoted(&env.to_string_lossy()))
-}
-
-fn watch(pid: Option<u32>) -> Vec<String> {
-    pid.map(|pid| vec!["--watch-pid".to_owned(), pid.to_string()]).unwrap_or_default()
 }
 
 /// Held while a process is started and written down.
@@ -348,17 +367,27 @@ pub fn wait_until_ready(dir: &Path, process: &Process) -> Result<()> {
                 gateway.address.parse().with_context(|| format!("'{}' is not an address", gateway.address))?;
             wait_for_gateway(process, address)
         }
+        Part::Swtpm => {
+            let socket = software::tpm_socket(&dir.join(&process.name));
+            wait(READY_TIMEOUT, || {
+                ensure_alive(process)?;
+                Ok(UnixStream::connect(&socket).is_ok())
+            })
+            .with_context(|| does_not_become_ready(dir, process))
+        }
         Part::Agent => {
             let socket = dir.join(&process.name).join("agent.sock");
             wait(READY_TIMEOUT, || {
                 ensure_alive(process)?;
                 status(&socket).map(|status| is_fresh(&status)).or(Ok(false))
             })
-            .with_context(|| {
-                format!("{} does not become ready; its log is {}", process.name, log(dir, &process.name).display())
-            })
+            .with_context(|| does_not_become_ready(dir, process))
         }
     }
+}
+
+fn does_not_become_ready(dir: &Path, process: &Process) -> String {
+    format!("{} does not become ready; its log is {}", process.name, log(dir, &process.name).display())
 }
 
 fn wait_for_gateway(process: &Process, address: SocketAddr) -> Result<()> {
@@ -418,7 +447,8 @@ fn wait(timeout: Duration, mut ready: impl FnMut() -> Result<bool>) -> Result<()
     Ok(())
 }
 
-fn agent_name(number: u8) -> String {
+/// Name of an agent, and of its folder.
+pub fn agent_name(number: u8) -> String {
     format!("agent-{number}")
 }
 

@@ -340,3 +340,12 @@ fn tier(opening: VaultOpening) -> Tier {
         VaultOpening::PerRelease => Tier::PerRelease,
     }
 }
+
+/// Removes what the vault keeps outside of its folder; nothing of it opens again.
+///
+/// # Errors
+/// [`VaultError`].
+pub fn forget(config: &config::Config, data_dir: &Path) -> Result<(), VaultError> {
+    Plugins::start(config, data_dir)?.chip().control("danger-forget", &[])?;
+    Ok(())
+}
