@@ -60,6 +60,9 @@ pub struct Init {
     /// Invited devices become members without approval; roles are given by administrators all the same
     #[arg(long)]
     join_unapproved: bool,
+    /// Devices may be approved without a proof of their TPM; without this, no vault of another kind can take part
+    #[arg(long)]
+    allow_unattested: bool,
     /// DANGER: the administrator's key lies unsealed in its file
     #[arg(long)]
     danger_plain: bool,
@@ -82,6 +85,8 @@ pub struct Plan {
     pub passphrase: Option<SecretBytes>,
     /// Invited devices become members without approval.
     pub join_unapproved: bool,
+    /// Devices may be approved without a proof of their TPM.
+    pub allow_unattested: bool,
     /// A network for development.
     pub dev: bool,
 }
@@ -96,6 +101,7 @@ impl Plan {
             gateway_listen: gateway,
             passphrase: None,
             join_unapproved: false,
+            allow_unattested: true,
             dev: true,
         }
     }
@@ -143,6 +149,7 @@ impl Init {
             gateway_listen,
             passphrase,
             join_unapproved: self.join_unapproved,
+            allow_unattested: self.allow_unattested,
             dev: self.danger_dev,
         };
         let network = make(&self.dir, &plan)?;
@@ -209,7 +216,7 @@ fn genesis(plan: &Plan, administrator: &P256Secret, gateway: &Ed25519Secret) -> 
             skew_ms_max: SKEW_MS_MAX,
             members_join_unapproved: plan.join_unapproved,
             dev: plan.dev,
-            unattested: true,
+            unattested: plan.allow_unattested,
         },
         nonce,
     });
