@@ -71,10 +71,14 @@ impl Link<'_> {
 impl TpmVault {
     /// Opens a connection for one call and runs `body`; what fails is explained by a look at the chip.
     pub(crate) fn link<R>(&self, body: impl FnOnce(&Link<'_>) -> Result<R, Fault>) -> Result<R, GuestError> {
-        let result = {
+        let (result, left) = {
             let tpm = Tpm::open(&self.tcti)?;
-            self.linked(&tpm, body)
+            (self.linked(&tpm, body), tpm.has_left())
         };
+        if left && result.is_ok() {
+            // the call is done all the same; what cannot be freed now is found by the next call that needs the room
+            let _ = Tpm::open(&self.tcti).and_then(|tpm| self.flush_strays(&tpm));
+        }
         result.map_err(|fault| self.explain(fault))
     }
 

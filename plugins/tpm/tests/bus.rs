@@ -48,6 +48,90 @@ fn no_secret_crosses_the_bus() {
     assert!(found(&traffic, &blob[120..152]) > 0, "the sealed blob itself is seen");
 }
 
+const START_SESSION: u32 = 0x0176;
+const RH_NULL: u32 = 0x4000_0007;
+const RS_PASSWORD: u32 = 0x4000_0009;
+const ST_SESSIONS: [u8; 2] = [0x80, 0x02];
+const DECRYPT: u8 = 0x20;
+const ENCRYPT: u8 = 0x40;
+/// Commands with the number of their handles, and what of them must be encrypted.
+const SECRET: [(u32, usize, u8); 6] = [
+    (0x012a, 1, DECRYPT),           // NV_DefineSpace: an auth value
+    (0x0137, 2, DECRYPT),           // NV_Write: a half
+    (0x014e, 2, ENCRYPT),           // NV_Read: a half
+    (0x0153, 1, DECRYPT | ENCRYPT), // Create: an auth value, a half
+    (0x015e, 1, ENCRYPT),           // Unseal: a half
+    (0x017b, 0, ENCRYPT),           // GetRandom
+];
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+/// Bytes of the sized field at `at`, and where the next field begins.
+fn sized(bytes: &[u8], at: usize) -> (&[u8], usize) {
+    let end = at + 2 + usize::from(u16::from_be_bytes(bytes[at..at + 2].try_into().unwrap()));
+    (&bytes[at + 2..end], end)
+}
+
+/// Every session of a vault's life, as it is on the bus: salted, with a cipher; and every command with a secret in it is
+/// encrypted on that side. A session without salt would have a key that everybody knows.
+#[test]
+fn every_session_is_salted_and_every_secret_encrypted() {
+    let chip = Swtpm::start();
+    let proxy = Proxy::start(&chip);
+    let config = host_config(&proxy.tcti(), &chip.dir.path().join("data"));
+    let vault = VaultPlugin::start(&config).unwrap();
+    vault.identity_public(None, true).unwrap();
+    vault.stage(1, Tier::Boot).unwrap();
+    vault.commit(1).unwrap();
+    vault.open_key(1, Tier::Boot).unwrap();
+    vault.stage(2, Tier::Boot).unwrap();
+    vault.discard_staged().unwrap();
+    vault.identity_sign(b"message").unwrap();
+    vault.random(&mut [0; 32]).unwrap();
+    vault.attest(mayfly_evidence::exchange::STEP_KEYS, &[]).unwrap();
+    vault.attest(mayfly_evidence::exchange::STEP_COUNTER, &[1; 32]).unwrap();
+    vault.health().unwrap();
+    vault.control("danger-forget", &[]).unwrap();
+    let traffic = proxy.shared.traffic.lock().unwrap().clone();
+
+    let (mut rest, mut sessions, mut secrets) = (traffic.as_slice(), 0, 0);
+    while !rest.is_empty() {
+        // a command, then its answer
+        let (command, after) = rest.split_at(word(rest, 2) as usize);
+        rest = &after[word(after, 2) as usize..];
+        let code = word(command, 6);
+        if code == START_SESSION {
+            let (key, bind) = (word(command, 10), word(command, 14));
+            let (nonce, at) = sized(command, 18);
+            let (salt, at) = sized(command, at);
+            assert_ne!(key, RH_NULL, "a session without a key to salt it");
+            assert_eq!(bind, RH_NULL);
+            assert!(nonce.len() >= 16 && salt.len() >= 64, "nonce {}, salt {}", nonce.len(), salt.len());
+            // kind, AES-128-CFB, SHA-256
+            assert_eq!(command[at + 1..], [0, 0x06, 0, 128, 0, 0x43, 0, 0x0b]);
+            sessions += 1;
+        }
+        let Some((_, handles, sides)) = SECRET.iter().find(|(secret, ..)| *secret == code) else { continue };
+        assert_eq!(command[..2], ST_SESSIONS, "{code:#x} without a session");
+        let mut at = 10 + 4 * handles + 4;
+        let end = at + word(command, at - 4) as usize;
+        let mut encrypted = 0;
+        while at < end {
+            let session = word(command, at);
+            assert_ne!(session, RS_PASSWORD, "{code:#x} with a password");
+            let (_, after) = sized(command, at + 4);
+            encrypted |= command[after] & (DECRYPT | ENCRYPT);
+            at = sized(command, after + 1).1;
+        }
+        assert_eq!(encrypted & sides, *sides, "{code:#x} with a secret in the clear");
+        secrets += 1;
+    }
+    println!("{sessions} sessions, {secrets} commands with secrets");
+    assert!(sessions > 15 && secrets > 15, "{sessions} sessions, {secrets} commands with secrets");
+}
+
 /// The halves never cross in the clear either. They are not told to us, so they are read where they lie: `N_g` from the
 /// chip by its auth value, which shows in the same breath that who has the auth secret and the chip can read it.
 #[test]

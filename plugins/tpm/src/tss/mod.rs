@@ -32,6 +32,7 @@ pub(crate) use rc::{Layer, TpmError};
 pub(crate) use session::{PolicySession, Protect, Session};
 pub(crate) use tcti::has_resource_manager;
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -57,6 +58,8 @@ pub(crate) use esys;
 pub(crate) struct Tpm {
     context: NonNull<sys::ESYS_CONTEXT>,
     tcti: tcti::Tcti,
+    /// Something could not be given back.
+    left: Cell<bool>,
 }
 
 impl Tpm {
@@ -69,7 +72,19 @@ impl Tpm {
         let rc = unsafe { sys::Esys_Initialize(&raw mut context, tcti.raw(), null_mut()) };
         rc::check("Esys_Initialize", rc)?;
         let context = NonNull::new(context).ok_or_else(|| TpmError::local("Esys_Initialize", "gave nothing"))?;
-        Ok(Tpm { context, tcti })
+        Ok(Tpm { context, tcti, left: Cell::new(false) })
+    }
+
+    /// Whether something of ours may still be in the chip although it was dropped.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.get()
+    }
+
+    /// Gives an object or a session back. Where that fails it goes with the connection, or stays as a stray.
+    fn flush(&self, tr: sys::ESYS_TR) {
+        if esys!(self, Esys_FlushContext, tr).is_err() {
+            self.left.set(true);
+        }
     }
 
     fn raw(&self) -> *mut sys::ESYS_CONTEXT {

@@ -72,8 +72,11 @@ impl Object<'_> {
 
 impl Drop for Object<'_> {
     fn drop(&mut self) {
-        // as for sessions: what cannot be flushed goes with the connection, or is a stray at the next start
-        let _ = if self.transient { esys!(self.tpm, Esys_FlushContext, self.tr) } else { tr_close(self.tpm, self.tr) };
+        if self.transient {
+            self.tpm.flush(self.tr);
+        } else {
+            let _ = tr_close(self.tpm, self.tr);
+        }
     }
 }
 

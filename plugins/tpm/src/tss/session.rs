@@ -93,8 +93,7 @@ impl Session<'_> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        // one that cannot be flushed is gone with the connection, or is found as a stray at the next start
-        let _ = esys!(self.tpm, Esys_FlushContext, self.tr);
+        self.tpm.flush(self.tr);
     }
 }
 
@@ -117,7 +116,7 @@ impl<'t> PolicySession<'t> {
 
 impl Drop for PolicySession<'_> {
     fn drop(&mut self) {
-        let _ = esys!(self.tpm, Esys_FlushContext, self.tr);
+        self.tpm.flush(self.tr);
     }
 }
 

@@ -132,6 +132,74 @@ fn a_seal_has_no_other_door() {
     assert_eq!(tpm.load(&root, &public, &flipped).err().unwrap().base(), 0x9f);
 }
 
+/// The chip itself, asked past our own checks: a seal opens at its count only, whatever is claimed about the counter, and
+/// not by another index in the counter's place.
+#[test]
+fn a_seal_opens_at_its_count_only() {
+    let chip = Swtpm::start();
+    let tpm = connect(&chip);
+    let root = tpm.create_primary(Hierarchy::Null, &[], None, &storage_root()).unwrap();
+    let session = tpm.session(&root).unwrap();
+    let (index, value) = counter(&tpm, &session);
+    let seal_at = |count: u64| {
+        let policy = seal(&Kind::Counter.name(CTR), count, None);
+        let (public, private) = tpm.create(&root, &session, &object::sealed(&policy), &AUTH, &[0x5a; 32]).unwrap();
+        let sealed = tpm.load(&root, &public, &private).unwrap();
+        sealed.set_auth(&AUTH).unwrap();
+        sealed
+    };
+    let open = |index: &Index<'_>, sealed: &Object<'_>, claimed: u64| {
+        let policy = tpm.policy_session(&root, Protect::Answer).unwrap();
+        let mut out = [0; 32];
+        policy.nv_equal(index, &session, &claimed.to_be_bytes())?;
+        policy.auth_value()?;
+        tpm.unseal(sealed, policy, &mut out).map(|()| assert_eq!(out, [0x5a; 32]))
+    };
+    // two slots are left for what is sealed
+    let (now, next) = (seal_at(value), seal_at(value + 1));
+    open(&index, &now, value).unwrap();
+    assert!(open(&index, &next, value + 1).unwrap_err().is(POLICY), "before the increment");
+    assert!(open(&index, &next, value).unwrap_err().is(POLICY_FAIL), "by the present count");
+    index.increment(&session).unwrap();
+    open(&index, &next, value + 1).unwrap();
+    assert!(open(&index, &now, value).unwrap_err().is(POLICY), "after the increment");
+    assert!(open(&index, &now, value + 1).unwrap_err().is(POLICY_FAIL), "by the present count");
+
+    // the owner, with our auth value too: a new counter goes on above the old one
+    tpm.undefine(&session, &[], index).unwrap();
+    let (index, again) = counter(&tpm, &session);
+    assert!(again > value + 1, "{again} after {value}");
+    for (sealed, count) in [(&now, value), (&next, value + 1)] {
+        assert!(open(&index, sealed, count).unwrap_err().is(POLICY));
+        assert!(open(&index, sealed, again).unwrap_err().is(POLICY_FAIL));
+    }
+    // an ordinary index in its place, with the right count in it: its kind is part of its Name
+    tpm.undefine(&session, &[], index).unwrap();
+    chip.tool("nvdefine", &["0x1800000", "-C", "o", "-s", "8", "-a", "authread|authwrite|no_da"]).unwrap();
+    let index = tpm.index(CTR).unwrap();
+    index.write(&session, &value.to_be_bytes()).unwrap();
+    drop(index);
+    let index = tpm.index(CTR).unwrap();
+    assert!(open(&index, &now, value).unwrap_err().is(POLICY_FAIL), "the count is right, the index is not");
+}
+
+/// The attestation key signs what the chip states; a digest that somebody computed it does not.
+#[test]
+fn the_attestation_key_signs_nothing_that_is_handed_to_it() {
+    let chip = Swtpm::start();
+    let tpm = connect(&chip);
+    let root = tpm.create_primary(Hierarchy::Null, &[], None, &storage_root()).unwrap();
+    let session = tpm.session(&root).unwrap();
+    let sign = |role: Role| {
+        let (public, private) = tpm.create(&root, &session, &signing_key(role, None), &AUTH, &[]).unwrap();
+        let key = tpm.load(&root, &public, &private).unwrap();
+        key.set_auth(&AUTH).unwrap();
+        tpm.sign(&key, &session, &Sha256::digest(b"\xffTCG forged").into())
+    };
+    sign(Role::Identity).unwrap();
+    assert!(sign(Role::Attestation).unwrap_err().is(0xa0), "TICKET");
+}
+
 /// What a failed or forgotten call holds is given back; what others left is found and flushed.
 #[test]
 fn three_slots_are_enough() {

@@ -17,6 +17,13 @@ pub enum Act {
     LoseAnswer,
     /// The answer is changed on its way: offset from its end, mask.
     Alter(usize, u8),
+    /// Never reaches the TPM; this is answered in its place.
+    Forge(Vec<u8>),
+}
+
+/// An answer of a response code and nothing else.
+pub fn refusal(code: u32) -> Vec<u8> {
+    [&[0x80, 0x01, 0, 0, 0, 10][..], &code.to_be_bytes()].concat()
 }
 
 /// Decides on command number `n` (from 0) of code `cc`; may do whatever it likes, such as killing the plugin.
@@ -51,6 +58,12 @@ impl Shared {
 
     pub fn pass_all(&self) {
         *self.judge.lock().unwrap() = None;
+    }
+
+    /// Lets go of a judge that waits for `flag` to be false, and passes all from then on.
+    pub fn pass_all_after(&self, flag: &AtomicBool) {
+        flag.store(false, Ordering::SeqCst);
+        self.pass_all();
     }
 
     /// Returns when the command that was judged last has run its course: its plugin may be gone long before.
@@ -128,8 +141,13 @@ fn serve(mut client: UnixStream, target: &PathBuf, shared: &Shared) -> std::io::
             Some(judge) => judge(number, code),
             None => Act::Pass,
         };
-        if let Act::Drop = act {
-            return Ok(());
+        match &act {
+            Act::Drop => return Ok(()),
+            Act::Forge(answer) => {
+                // and no more: who waits for the rest of it sees the end
+                return client.write_all(answer);
+            }
+            _ => {}
         }
         let mut tpm = UnixStream::connect(target)?;
         tpm.write_all(&command)?;
@@ -143,7 +161,7 @@ fn serve(mut client: UnixStream, target: &PathBuf, shared: &Shared) -> std::io::
                     answer[at] ^= mask;
                 }
             }
-            Act::Pass | Act::Drop => {}
+            Act::Pass | Act::Drop | Act::Forge(_) => {}
         }
         client.write_all(&answer)?;
     }
