@@ -21,11 +21,15 @@ pub struct Options {
     pub threshold: u8,
     /// `per-operation` or `window:SECONDS`.
     pub residency: &'static str,
+    /// Kinds of vault, dealt round-robin: `tpm,pkcs11,file`.
+    pub vaults: &'static str,
+    /// `boot`, `window:SECONDS` or `per-release`.
+    pub vault_open: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { agents: 3, threshold: 2, residency: "per-operation" }
+        Self { agents: 3, threshold: 2, residency: "per-operation", vaults: "file", vault_open: "boot" }
     }
 }
 
@@ -52,6 +56,7 @@ impl Network {
         let (threshold, watch) = (options.threshold.to_string(), std::process::id().to_string());
         let dir = network.dir().display().to_string();
         let words = ["--threshold", &threshold, "--residency", options.residency, "--watch-pid", &watch, "--dir", &dir];
+        let words = [&words[..], &["--vaults", options.vaults, "--vault-open", options.vault_open]].concat();
         run(&mut with(up, &words)).ok();
         network.env = read_env(&network.dir().join("env"));
         network

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 /// What a build of the workspace must have left.
-const ARTEFACTS: [&str; 7] = [
+const ARTEFACTS: [&str; 9] = [
     "mayflyd",
     "mayfly",
     "mayfly-ledger",
     "mayfly-plugin-host",
     "libmayfly_pkcs11.so",
     "libmayfly_vault_file.so",
+    "libmayfly_vault_pkcs11.so",
+    "libmayfly_vault_tpm.so",
     "libmayfly_ledger_embedded.so",
 ];
 

@@ -24,8 +24,10 @@ pub const CONFIG: &str = "agent.toml";
 const NETWORK: &str = "network.toml";
 /// The agent's data in its folder.
 const DATA: &str = "data";
-/// Where a vault of tokens remembers that its PIN was refused (docs/formats/vault-pkcs11.md), in the data.
-const PIN_REFUSED: &str = "vault/pin-refused";
+/// The vault's folder in the data.
+const VAULT: &str = "vault";
+/// Where a vault of tokens remembers that its PIN was refused (docs/formats/vault-pkcs11.md), in its folder.
+const PIN_REFUSED: &str = "pin-refused";
 
 /// Make this host a device of a network
 ///
@@ -170,7 +172,7 @@ fn ensure_new(dir: &Path) -> Result<()> {
 struct Attempt<'a> {
     dir: &'a Path,
     had_dir: bool,
-    had_data: bool,
+    had_vault: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -178,7 +180,10 @@ impl<'a> Attempt<'a> {
         let had_dir = dir.exists();
         make_private_dir(dir)?;
         ensure_new(dir)?;
-        Ok(Self { dir, had_dir, had_data: dir.join(DATA).exists() })
+        let data = dir.join(DATA);
+        // Of an attempt that was refused, only the memory of its PIN is left.
+        let had_vault = holds_other_than(&data, VAULT) || holds_other_than(&data.join(VAULT), PIN_REFUSED);
+        Ok(Self { dir, had_dir, had_vault })
     }
 
     /// Takes back what a failed attempt has made, unless the ledger may have taken the device.
@@ -189,7 +194,7 @@ impl<'a> Attempt<'a> {
             return advised(format!("{error:#}"), next);
         }
         // A vault of an earlier attempt stays, and with it the secret that opens it.
-        if !self.had_data {
+        if !self.had_vault {
             if !cause.is_some_and(JoinError::is_refused_secret) {
                 // Where there is no vault yet, there is nothing to forget.
                 let _ = node::forget(config);
@@ -204,19 +209,15 @@ impl<'a> Attempt<'a> {
     fn undo(&self, vault: &NewVault) -> Result<()> {
         let data = self.dir.join(DATA);
         // A token locks after some wrong PINs: the next attempt must know which one was refused.
-        let refused = std::fs::read(data.join(PIN_REFUSED)).ok();
+        let (folder, marker) = (data.join(VAULT), data.join(VAULT).join(PIN_REFUSED));
+        let refused = std::fs::read(&marker).ok();
         if data.exists() {
             remove_dir_all(&data).with_context(|| format!("cannot remove {}", data.display()))?;
         }
         vault.remove_secret()?;
         if let Some(refused) = refused {
-            let marker = data.join(PIN_REFUSED);
-            let folder = marker.parent().unwrap_or(&data);
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)
-                .context("cannot note that a PIN was refused")?;
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.context("cannot note that a PIN was refused")?;
             return write_new(&marker, &refused);
         }
         if !self.had_dir {
@@ -224,6 +225,12 @@ impl<'a> Attempt<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether there is anything of another name in a folder.
+fn holds_other_than(dir: &Path, name: &str) -> bool {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(Result::ok).any(|entry| entry.file_name() != name)
 }
 
 /// Writes a file in the place of one that an interrupted attempt may have left.
@@ -316,12 +323,14 @@ mod tests {
         let attempt = Attempt::begin(&dir).unwrap();
         vault.write_secret().unwrap();
         std::fs::create_dir_all(dir.join("data/vault")).unwrap();
-        std::fs::write(dir.join("data").join(PIN_REFUSED), "file 7").unwrap();
+        std::fs::write(dir.join("data/vault/pin-refused"), "file 7").unwrap();
         std::fs::write(dir.join("data/vault/vault"), "half").unwrap();
+        assert!(Attempt::begin(&dir).unwrap().had_vault);
         attempt.undo(&vault).unwrap();
+        assert!(!Attempt::begin(&dir).unwrap().had_vault);
         let left =
             |path: &str| std::fs::read_dir(dir.join(path)).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
         assert_eq!((left(""), left("data/vault")), (vec![DATA.into()], vec!["pin-refused".into()]));
-        assert_eq!(std::fs::read(dir.join("data").join(PIN_REFUSED)).unwrap(), b"file 7");
+        assert_eq!(std::fs::read(dir.join("data/vault/pin-refused")).unwrap(), b"file 7");
     }
 }

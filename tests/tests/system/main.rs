@@ -12,3 +12,4 @@ mod python;
 mod rights;
 mod socket;
 mod table;
+mod vaults;

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Processes whose command line or working files name this folder: agents, gateways, plugin hosts.
-fn processes_of(dir: &Path) -> Vec<String> {
+/// Processes whose command line or working files name this folder: agents, gateways, plugin hosts, TPMs, scripts.
+pub fn processes_of(dir: &Path) -> Vec<String> {
     let dir = dir.display().to_string();
     let own = std::process::id().to_string();
     let mut found = Vec::new();
@@ -34,7 +34,7 @@ fn is_zombie(pid: &str) -> bool {
 }
 
 #[track_caller]
-fn assert_all_end(dir: &Path, within: Duration) {
+pub fn assert_all_end(dir: &Path, within: Duration) {
     let deadline = Instant::now() + within;
     loop {
         let left = processes_of(dir);
@@ -183,13 +183,7 @@ fn a_process_begins_only_when_it_was_written_down() {
 fn what_later_versions_bring_is_refused_in_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("net").display().to_string();
-    for (option, value, word) in [
-        ("--vaults", "tpm", "TPM"),
-        ("--vaults", "file,pkcs11", "PKCS#11"),
-        ("--ledger", "etcd", "etcd"),
-        ("--gateways", "2", "gateway"),
-        ("--vault-open", "per-release", "vault"),
-    ] {
+    for (option, value, word) in [("--ledger", "etcd", "etcd"), ("--gateways", "2", "gateway")] {
         let refused =
             run(Command::new(program("mayfly")).args(["dev", "up", "--dir", &dir, option, value])).refused(word);
         assert_eq!(refused.status.code(), Some(1), "{refused}");

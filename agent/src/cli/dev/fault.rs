@@ -73,9 +73,9 @@ pub fn start(dir: &Path, name: Option<&str>, wait: bool) -> Result<Started> {
 
 fn start_one(dir: &Path, name: &str) -> Result<Process> {
     let mut book = open(dir)?;
+    ensure!(!book.process(name)?.is_alive(), "{name} runs already");
     ensure_tpm(&book, name)?;
     let process = book.process(name)?;
-    ensure!(!process.is_alive(), "{name} runs already");
     if let Some(before) = process.identity {
         // Whatever the last run left behind would be in the way.
         before.session().iter().try_for_each(|left| left.signal(Signal::KILL))?;
