@@ -104,6 +104,8 @@ pub struct Worker {
     submissions: BTreeMap<u64, Submission>,
     next_id: u64,
     last_heard: Instant,
+    /// A question for this clock that waits for its answer.
+    asked: Option<u64>,
 }
 
 impl Worker {
@@ -129,6 +131,7 @@ impl Worker {
             submissions: BTreeMap::new(),
             next_id: 0,
             last_heard: Instant::now(),
+            asked: None,
         })
     }
 
@@ -286,6 +289,7 @@ impl Worker {
             }
         });
         taken?;
+        self.tell_time(connection).await?;
         self.cosign(connection).await
     }
 
@@ -300,6 +304,10 @@ impl Worker {
             Some(FromGateway::Ack { id, index }) => self.answer(id, Ok(index)),
             Some(FromGateway::Reject { id, rule, text }) => self.answer(id, Err(SubmitError::Refused { rule, text })),
             Some(FromGateway::Busy { id, retry_ms }) => self.answer(id, Err(SubmitError::Busy { retry_ms })),
+            Some(FromGateway::AskTime { asked }) => {
+                self.asked = Some(asked);
+                Ok(())
+            }
             Some(FromGateway::Bye { reason, text, retry_ms }) => return Err(bye(reason, &text, retry_ms)),
             Some(FromGateway::Challenge { .. } | FromGateway::Welcome { .. }) => {
                 Err(Broken::Protocol("it greets twice"))
@@ -316,6 +324,14 @@ impl Worker {
                 End::Hopeless(with_cause(&broken))
             }
             other => End::Hopeless(with_cause(&other)),
+        }
+    }
+
+    /// Answers a gateway that holds its clock against those of the witnesses.
+    async fn tell_time(&mut self, connection: &mut Connection) -> Result<(), End> {
+        match self.asked.take() {
+            Some(asked) => Ok(connection.send(&FromClient::Time { asked, time_ms: now_ms() }).await?),
+            None => Ok(()),
         }
     }
 
@@ -346,7 +362,7 @@ impl Worker {
 
     fn welcomed(&mut self, gateway: &GatewayAddress, target: u64) {
         let caught_up = self.keeper.chain().tip().size() >= target;
-        self.last_heard = Instant::now();
+        (self.last_heard, self.asked) = (Instant::now(), None);
         self.keeper.forget_proposal();
         self.submissions.values_mut().for_each(|s| s.under_way = false);
         self.shared.with(|status| {

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 /// Ordered bundles with a head that is compared and swapped; see `docs/formats/plugin-abi.md`.
 pub trait Backend: Send + Sync + 'static {
+    /// Largest bundle that the store takes, in bytes; 64 KiB at least, which is room for any one entry.
+    fn bundle_bytes_max(&self) -> usize;
+
     /// The head; all zero while the store is empty.
     ///
     /// # Errors
@@ -41,6 +44,10 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 impl Backend for BackendPlugin {
+    fn bundle_bytes_max(&self) -> usize {
+        usize::try_from(self.caps().bundle_bytes_max).unwrap_or(usize::MAX)
+    }
+
     fn head(&self) -> Result<Head, PluginError> {
         BackendPlugin::head(self)
     }

@@ -16,6 +16,13 @@ pub const PING_AFTER: Duration = Duration::from_secs(20);
 pub const DEAD_AFTER: Duration = Duration::from_secs(45);
 /// A client that has everything gets a bookmark when the last one is so old; at the latest a [`TICK`] later.
 pub const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
+/// How often a witness is asked what time it is, so that a gateway whose own time was lost (a paused machine) soon knows again; at the
+/// latest a [`TICK`] later.
+pub const ASK_TIME_EVERY: Duration = Duration::from_secs(5);
+/// So long after the start no entries are taken before a quorum of the witnesses has told its time: most come back within it.
+pub const ASK_FIRST_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether they have.
+pub const ASK_FIRST_POLL: Duration = Duration::from_millis(20);
 /// Read buffer of a WebSocket; the default would be 128 KiB of real memory for each client.
 pub const READ_BUFFER_BYTES: usize = 4 * 1024;
 /// Frames are gathered up to here before they are written.

@@ -4,13 +4,15 @@
 //! backend says "durable". What queued meanwhile is the next bundle: the backend's own speed makes the batches, nothing waits on a timer.
 //! An append whose outcome is not known is looked up before anything else happens.
 //!
-//! Nothing is sequenced while this gateway's clock and those of the witnesses disagree ([`crate::clock`]).
+//! Nothing is sequenced while this gateway's clock and those of the witnesses disagree ([`crate::clock`]), nor, for a while after the start,
+//! before they have told.
 
 use crate::backend::Backend;
-use crate::clock::{WitnessTime, now_ms, since_boot};
+use crate::clock::{Moment, Verdict, WitnessClocks, WrongClock, now_ms};
 use crate::feed::Feed;
 use crate::limits::{
-    BUSY_MS, CHECKPOINT_EVERY, FOREIGN_PAUSE, FOREIGN_WAIT, PROPOSAL_STALE_AFTER, RESOLVE_EVERY, STORE_BUSY_MS,
+    ASK_FIRST_MAX, ASK_FIRST_POLL, BUSY_MS, CHECKPOINT_EVERY, FOREIGN_PAUSE, FOREIGN_WAIT, PROPOSAL_STALE_AFTER,
+    RESOLVE_EVERY, STORE_BUSY_MS,
 };
 use crate::notary::{Notary, Witnessed};
 use crate::opening::{self, Opened, StoredHead};
@@ -21,12 +23,15 @@ use mayfly_protocol::cbor;
 use mayfly_protocol::head::Cosignature;
 use mayfly_protocol::sync::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, Bundle, FromGateway, reject};
 use mayfly_protocol::{Head, Refusal};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
+
+/// Most bytes of a bundle's frame beside its entries: their lengths, and what stands in front.
+const BUNDLE_FRAMING_BYTES: usize = 5 * BUNDLE_ENTRIES_MAX + 32;
 
 /// An entry that a client wants appended.
 pub struct Submission {
@@ -52,6 +57,18 @@ impl Submission {
     }
 }
 
+/// What the sessions bring.
+pub struct Inbox {
+    /// Entries.
+    pub submissions: mpsc::Receiver<Submission>,
+    /// Cosignatures of heads.
+    pub cosignatures: mpsc::Receiver<(Head, Cosignature)>,
+    /// What witnesses say of the time.
+    pub clocks: Arc<Mutex<WitnessClocks>>,
+    /// Becomes true when the gateway stops.
+    pub stop: watch::Receiver<bool>,
+}
+
 /// The task's own.
 pub struct Sequencer {
     backend: Arc<dyn Backend>,
@@ -62,6 +79,8 @@ pub struct Sequencer {
     notary: Notary,
     submissions: mpsc::Receiver<Submission>,
     cosignatures: mpsc::Receiver<(Head, Cosignature)>,
+    clocks: Arc<Mutex<WitnessClocks>>,
+    started: Instant,
     stop: watch::Receiver<bool>,
     /// Told when the store may have grown by somebody else's hand.
     foreign: mpsc::Receiver<()>,
@@ -73,7 +92,6 @@ pub struct Sequencer {
     unstored: Option<Witnessed>,
     storing: Option<JoinHandle<()>>,
     stored_at: Option<Instant>,
-    witness_time: WitnessTime,
 }
 
 /// A bundle that is on its way into the store.
@@ -98,15 +116,8 @@ enum Landing {
 
 impl Sequencer {
     /// A sequencer that goes on from here.
-    pub fn new(
-        backend: Arc<dyn Backend>,
-        feed: Arc<Feed>,
-        opened: Opened,
-        notary: Notary,
-        submissions: mpsc::Receiver<Submission>,
-        cosignatures: mpsc::Receiver<(Head, Cosignature)>,
-        stop: watch::Receiver<bool>,
-    ) -> Sequencer {
+    pub fn new(backend: Arc<dyn Backend>, feed: Arc<Feed>, opened: Opened, notary: Notary, inbox: Inbox) -> Sequencer {
+        let Inbox { submissions, cosignatures, clocks, stop } = inbox;
         let link = opened.links.last().map(|(size, _)| *size);
         let Opened { chain, head, .. } = opened;
         let known = Arc::new(AtomicU64::new(head.size));
@@ -119,6 +130,8 @@ impl Sequencer {
             notary,
             submissions,
             cosignatures,
+            clocks,
+            started: Instant::now(),
             stop,
             foreign,
             known,
@@ -126,7 +139,6 @@ impl Sequencer {
             unstored: None,
             storing: None,
             stored_at: None,
-            witness_time: WitnessTime::default(),
         }
     }
 
@@ -135,12 +147,14 @@ impl Sequencer {
         self.propose();
         while !*self.stop.borrow() {
             let stale = self.notary.is_behind(&self.chain);
+            let waits = self.awaits_clocks();
             tokio::select! {
                 biased;
                 _ = self.stop.changed() => break,
                 Some((head, cosignature)) = self.cosignatures.recv() => self.cosigned(head, cosignature).await,
                 Some(()) = self.foreign.recv() => self.take_up_foreign().await,
-                Some(first) = self.submissions.recv() => self.sequence(first).await,
+                Some(first) = self.submissions.recv(), if !waits => self.sequence(first).await,
+                () = sleep(ASK_FIRST_POLL), if waits => if stale { self.propose() },
                 () = sleep(PROPOSAL_STALE_AFTER), if stale => self.propose(),
                 else => break,
             }
@@ -159,12 +173,14 @@ impl Sequencer {
         }
     }
 
-    /// Everything that has queued, up to the size of a bundle.
+    /// Everything that has queued, up to the size of a bundle. Every store takes a bundle of one entry, whatever its size
+    /// (`docs/formats/plugin-abi.md`).
     fn gather(&mut self, first: Submission) -> Vec<Submission> {
+        let bytes_max = self.backend.bundle_bytes_max().saturating_sub(BUNDLE_FRAMING_BYTES).min(BUNDLE_BYTES_MAX);
         let mut bytes = first.entry.len();
         let mut queue = vec![first];
         // An entry is far smaller than a bundle, so stopping below the limit less one entry wastes little.
-        while queue.len() < BUNDLE_ENTRIES_MAX && bytes + mayfly_protocol::entry::ENTRY_BYTES_MAX <= BUNDLE_BYTES_MAX {
+        while queue.len() < BUNDLE_ENTRIES_MAX && bytes + mayfly_protocol::entry::ENTRY_BYTES_MAX <= bytes_max {
             let Ok(next) = self.submissions.try_recv() else { break };
             bytes += next.entry.len();
             queue.push(next);
@@ -175,8 +191,7 @@ impl Sequencer {
     /// Judges the entries; `None` when none of them can be appended.
     fn prepare(&mut self, queue: Vec<Submission>) -> Option<Flight> {
         let mut draft = self.chain.draft();
-        let skew_ms = draft.tip().policy().map_or(0, |p| p.skew_ms_max);
-        if let Err(wrong) = self.witness_time.check(now_ms(), since_boot(), skew_ms) {
+        if let Err(wrong) = self.judge_clock() {
             tracing::error!(%wrong, "no entries are taken");
             let refused = |mut s: Submission| s.answer(FromGateway::reject(s.id, reject::CLOCK, wrong.to_string()));
             queue.into_iter().for_each(refused);
@@ -222,6 +237,16 @@ impl Sequencer {
             bundle_hash: Bundle::chain_hash(&expected.bundle_hash, &frame),
         };
         Some(Flight { bundle, frame, draft, expected, new, accepted })
+    }
+
+    fn judge_clock(&self) -> Result<Verdict, WrongClock> {
+        let clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+        clocks.judge(self.chain.effective(), Moment::now())
+    }
+
+    /// Whether entries wait for the witnesses to say what time it is: a gateway that starts knows nothing of its own clock.
+    fn awaits_clocks(&self) -> bool {
+        self.started.elapsed() < ASK_FIRST_MAX && self.judge_clock() == Ok(Verdict::Unknown)
     }
 
     /// Appends, and goes on collecting cosignatures meanwhile.
@@ -296,9 +321,6 @@ impl Sequencer {
                             reject::READ_ONLY,
                             format!("the ledger takes no entries now: {text}"),
                         )),
-                        Some(Status::TooLarge) => {
-                            submission.answer(FromGateway::reject(submission.id, reject::TOO_LARGE, text.clone()));
-                        }
                         _ => submission.busy(STORE_BUSY_MS),
                     }
                 }
@@ -369,7 +391,6 @@ impl Sequencer {
     async fn cosigned(&mut self, head: Head, cosignature: Cosignature) {
         let Some(witnessed) = self.notary.cosigned(&mut self.chain, &head, cosignature) else { return };
         tracing::debug!(size = witnessed.size, "witnessed");
-        self.witness_time.heard(&witnessed.head.cosignatures, since_boot());
         // Nobody may see a head by which the witnesses change before it is safe: without it, whoever starts from nothing would be stuck.
         if witnessed.is_link && !self.store_link(&witnessed).await {
             return;

@@ -8,7 +8,7 @@ use crate::key::GatewayKey;
 use crate::limits::{COSIGN_QUEUE_MAX, HANDSHAKES_MAX, QUEUE_MAX, STOP_MAX, STORE_READS_MAX};
 use crate::notary::Notary;
 use crate::opening::{self, OpeningError};
-use crate::sequencer::Sequencer;
+use crate::sequencer::{Inbox, Sequencer};
 use crate::session::Hub;
 use mayfly_ledger_client::NetworkFile;
 use std::sync::Arc;
@@ -55,12 +55,15 @@ pub async fn run(
     let (stopping, stopped) = watch::channel(false);
     let (submissions, queue) = mpsc::channel(QUEUE_MAX);
     let (cosignatures, cosign_queue) = mpsc::channel(COSIGN_QUEUE_MAX);
+    let clocks = Arc::default();
     let ladder = std::mem::take(&mut opened.ladder);
     let (tip, ring) = (opened.chain.tip().clone(), limits.ring_mib << 20);
     let feed = Feed::new(id, key.clone(), ring, tip, ladder, &opened.links, opened.witnessed.as_ref());
     let feed = Arc::new(feed);
     let notary = Notary::new(id, key.clone());
-    let sequencer = Sequencer::new(backend.clone(), feed.clone(), opened, notary, queue, cosign_queue, stopped.clone());
+    let inbox =
+        Inbox { submissions: queue, cosignatures: cosign_queue, clocks: Arc::clone(&clocks), stop: stopped.clone() };
+    let sequencer = Sequencer::new(backend.clone(), feed.clone(), opened, notary, inbox);
     let sequencer = tokio::spawn(sequencer.run());
     let hub = Arc::new(Hub {
         network: id,
@@ -70,6 +73,7 @@ pub async fn run(
         backend,
         submissions,
         cosignatures,
+        clocks,
         stop: stopped,
         limits,
         connections: AtomicUsize::new(0),

@@ -1,7 +1,7 @@
 //! One client: TLS, WebSocket, hello, then reading and sending side by side until one of them ends.
 
 use crate::backend::Backend;
-use crate::clock::now_ms;
+use crate::clock::{WitnessClocks, now_ms, since_boot};
 use crate::config::Limits;
 use crate::feed::{Cursor, Feed, Next, cut};
 use crate::key::GatewayKey;
@@ -12,6 +12,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use mayfly_plugin_api::ReadAnswer;
 use mayfly_protocol::head::Cosignature;
+use mayfly_protocol::record::DeviceRole;
 use mayfly_protocol::sync::{
     self, Bye, CHALLENGE_BYTES, CLIENT_FRAME_BYTES_MAX, Client, EXPORTER_BYTES, EXPORTER_LABEL, FromClient,
     FromGateway, Hello, PATH, SUBPROTOCOL, hello_message,
@@ -59,6 +60,8 @@ pub struct Hub {
     pub submissions: mpsc::Sender<Submission>,
     /// To the notary.
     pub cosignatures: mpsc::Sender<(Head, Cosignature)>,
+    /// What witnesses say of the time.
+    pub clocks: Arc<Mutex<WitnessClocks>>,
     /// Becomes true when the gateway stops.
     pub stop: watch::Receiver<bool>,
     /// Bounds.
@@ -336,7 +339,16 @@ impl Hub {
                     // When the notary does not keep up, the next head gets new ones.
                     let _ = self.cosignatures.try_send((head, cosignature));
                 }
+                Some(FromClient::Time { asked, time_ms }) => self.told_time(client, asked, time_ms),
             }
+        }
+    }
+
+    fn told_time(&self, client: Client, asked: u64, time_ms: u64) {
+        let tip = self.feed.tip();
+        if let Client::Device(device) = client.now(&tip) {
+            let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+            clocks.stated(&tip, device, asked, time_ms, since_boot());
         }
     }
 
@@ -391,11 +403,17 @@ impl Sending<'_> {
         let mut changes = self.hub.feed.changes();
         let mut stored = VecDeque::new();
         let mut bookmarked: Option<Instant> = None;
+        let mut asked: Option<Instant> = None;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             changes.borrow_and_update();
             self.check_client()?;
+            if asked.is_none_or(|at| at.elapsed() >= ASK_TIME_EVERY) && self.is_witness() {
+                let question = FromGateway::AskTime { asked: since_boot().as_millis() as u64 };
+                self.push(question.encode().into()).await?;
+                asked = Some(Instant::now());
+            }
             while self.send_next(&mut answers, &mut stored).await? {}
             // Also under load, since witnesses sign only with a recent one: everything was sent, and the next bundle comes after this.
             if bookmarked.is_none_or(|at| at.elapsed() >= BOOKMARK_EVERY)
@@ -464,6 +482,11 @@ impl Sending<'_> {
             Ok(()) => Ok(()),
             Err(reason) => bye(Bye::Authentication, reason.to_string()),
         }
+    }
+
+    fn is_witness(&self) -> bool {
+        let Client::Device(id) = self.client else { return false };
+        self.hub.feed.tip().devices.get(&id).is_some_and(|device| device.has_role(DeviceRole::Witness))
     }
 
     async fn push(&mut self, frame: Bytes) -> Result<(), Ended> {

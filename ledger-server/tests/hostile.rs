@@ -6,7 +6,7 @@ use common::raw::{Raw, block_on};
 
 use common::*;
 use futures_util::StreamExt;
-use mayfly_ledger_client::{EntrySigner, PostError, SubmitError};
+use mayfly_ledger_client::{PostError, SubmitError};
 use mayfly_ledger_server::config::Limits;
 use mayfly_protocol::head::Cosignature;
 use mayfly_protocol::record::{self, Attribute, DeviceRole};
@@ -171,34 +171,126 @@ fn a_client_that_submits_too_much_is_told_to_wait() {
     admin.post(token("patient"));
 }
 
+/// A witness that is not there: its connection is a test's own.
+struct Absent {
+    witness: DeviceId,
+    session: Key,
+}
+
+impl Absent {
+    fn appointed(world: &World, admin: &Member, at: &[(std::net::SocketAddr, usize)]) -> Absent {
+        let device = world.device(admin, "w", at);
+        let (witness, session) = (device.id(), device.keys.session());
+        drop(device);
+        let index = admin.post(record::Role { device: witness, roles: vec![DeviceRole::Witness] });
+        admin.replica.wait_effective(|s| s.size() > index, SOON).expect("the first witness takes effect");
+        Absent { witness, session }
+    }
+
+    /// Connects, and gives the gateway's question.
+    async fn asked(&self, world: &World, address: std::net::SocketAddr) -> (Raw, u64) {
+        let mut raw = Raw::admitted_as(world, address, &self.session).await;
+        loop {
+            match raw.next().await {
+                Some(FromGateway::AskTime { asked }) => return (raw, asked),
+                Some(_) => {}
+                None => panic!("witnesses are asked for the time"),
+            }
+        }
+    }
+}
+
+/// Says that it is `off_ms` earlier than it is, and returns when the gateway knows.
+async fn tell_time(raw: &mut Raw, asked: u64, off_ms: u64) {
+    raw.send(&FromClient::Time { asked, time_ms: now_ms() - off_ms }).await;
+    // One message after the other: what comes first is known when this is answered.
+    raw.send(&FromClient::Submit { id: 1, entry: b"x".to_vec() }).await;
+    loop {
+        match raw.next().await {
+            Some(FromGateway::Reject { id: 1, .. }) => return,
+            Some(_) => {}
+            None => panic!("the gateway hung up"),
+        }
+    }
+}
+
+fn taken(outcome: Result<u64, PostError>) -> bool {
+    match outcome {
+        Ok(_) => true,
+        Err(PostError::Disputed { rule, text }) => {
+            assert!(rule == "clock" && text.contains("ahead of those of 1 witnesses"), "{rule} {text}");
+            false
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
 #[test]
-fn a_gateway_whose_clock_is_not_that_of_the_witnesses_takes_nothing() {
+fn a_gateway_takes_nothing_while_its_clock_is_not_that_of_the_witnesses_and_heals_by_itself() {
     let world = World::new();
     let gateway = world.gateway(Memory::new());
     let at = [(gateway.address, 0)];
     let admin = world.admin(&at);
-    let device = world.device(&admin, "w", &at);
-    let (witness, session) = (device.id(), device.keys.session());
-    drop(device);
-    admin.post(record::Role { device: witness, roles: vec![DeviceRole::Witness] });
-    for (label, off_ms, taken) in [("at one time", 0, true), ("at another", 60_000, true), ("too late", 0, false)] {
-        match admin.author.post(&token(label).into(), &[], SOON) {
-            Ok(_) => assert!(taken, "{label}"),
-            Err(PostError::Disputed { rule, text }) => {
-                assert!(!taken && rule == "clock" && text.contains("ahead of the witnesses"), "{label}: {rule} {text}");
-                break;
-            }
-            Err(other) => panic!("{label}: {other}"),
+    let absent = Absent::appointed(&world, &admin, &at);
+    block_on(async {
+        let (mut raw, asked) = absent.asked(&world, gateway.address).await;
+        for (label, off_ms, expected) in
+            [("at one time", 0, true), ("at another", 60_000, false), ("set right", 0, true), ("still so", 0, true)]
+        {
+            tell_time(&mut raw, asked, off_ms).await;
+            assert_eq!(taken(admin.author.post(&token(label).into(), &[], SOON)), expected, "{label}");
         }
-        let head = admin.replica.tip().head();
-        let time_ms = now_ms() - off_ms;
-        let signature = EntrySigner::sign(&session, &Cosignature::message(&world.network, &head, time_ms)).unwrap();
-        let cosignature = Cosignature { witness, time_ms, signature };
-        let _connected = block_on(async {
-            let mut raw = Raw::admitted_as(&world, gateway.address, &session).await;
-            raw.send(&FromClient::Cosign { head, cosignature }).await;
-            raw
-        });
-        admin.replica.wait_effective(|s| s.size() == head.size, SOON).unwrap();
-    }
+        // Whoever is no witness is not believed.
+        let stranger = Cosignature { witness: absent.witness, time_ms: 0, signature: vec![0; 64] };
+        let mut other = Raw::admitted(&world, gateway.address).await;
+        tell_time(&mut other, asked, 60_000).await;
+        assert!(taken(admin.author.post(&token("of a stranger").into(), &[], SOON)));
+        other.send(&FromClient::Cosign { head: Head::default(), cosignature: stranger }).await;
+        assert_eq!(other.bye().await, Some(Bye::Malformed));
+    });
+}
+
+#[test]
+fn a_gateway_that_starts_asks_the_witnesses_first() {
+    let world = World::new();
+    let store = Memory::new();
+    let gateway = world.gateway(store.clone());
+    let admin = world.admin(&[(gateway.address, 0)]);
+    let absent = Absent::appointed(&world, &admin, &[(gateway.address, 0)]);
+    drop(admin);
+    gateway.stop();
+
+    let gateway = world.gateway(store.clone());
+    let (admin, before) = (world.admin(&[(gateway.address, 0)]), store.size());
+    admin.replica.wait_caught_up(SOON).unwrap();
+    block_on(async {
+        let (mut raw, asked) = absent.asked(&world, gateway.address).await;
+        let early = admin.author.post(&token("nobody knows the time").into(), &[], Duration::from_millis(500));
+        assert!(matches!(early, Err(PostError::Submit(_))), "{early:?}");
+        tell_time(&mut raw, asked, 60_000).await;
+        assert!(!taken(admin.author.post(&token("it is wrong").into(), &[], SOON)));
+        assert_eq!(store.size(), before);
+        tell_time(&mut raw, asked, 0).await;
+        assert!(taken(admin.author.post(&token("it is right").into(), &[], SOON)));
+    });
+    assert_eq!(store.size(), before + 2, "the one in the outbox, and this");
+}
+
+#[test]
+fn a_gateway_whose_witnesses_stay_away_goes_on() {
+    let world = World::new();
+    let store = Memory::new();
+    let gateway = world.gateway(store.clone());
+    let admin = world.admin(&[(gateway.address, 0)]);
+    Absent::appointed(&world, &admin, &[(gateway.address, 0)]);
+    drop(admin);
+    gateway.stop();
+
+    let gateway = world.gateway(store);
+    let admin = world.admin(&[(gateway.address, 0)]);
+    let began = std::time::Instant::now();
+    admin.post(token("one"));
+    let waited = began.elapsed();
+    admin.post(token("two"));
+    assert!(waited < Duration::from_secs(15) && began.elapsed() < waited * 2, "once: {waited:?}");
 }

@@ -125,6 +125,34 @@ fn a_full_store_refuses_clearly_loses_nothing_and_recovers() {
 }
 
 #[test]
+fn entries_that_queue_make_bundles_that_the_store_takes() {
+    let world = World::new();
+    let store = Memory::new();
+    let gateway = world.gateway(store.clone());
+    let at = [(gateway.address, 0)];
+    let admin = world.admin(&at);
+    let devices = ["a", "b", "c", "d"].map(|name| world.device(&admin, name, &at));
+    let index = admin.post(token("t"));
+    store.fault(Fault::Slow);
+    std::thread::scope(|scope| {
+        for (n, device) in devices.iter().enumerate() {
+            scope.spawn(move || {
+                device.replica.wait_tip(|s| s.size() > index, SOON).unwrap();
+                for at in 0..3 {
+                    let value = record::Attribute { kind: 1, value: vec![at; 30_000] };
+                    let large = record::Object { attributes: vec![value], ..object(at, n as u8) };
+                    device.author.post(&large.into(), &[], SOON).unwrap();
+                }
+            });
+        }
+    });
+    admin.replica.wait_tip(|s| s.objects.len() == 12, SOON).unwrap();
+    let inner = store.inner.lock().unwrap();
+    assert!(inner.bundles.iter().any(|b| b.end - b.first > 1), "none queued: the test shows nothing");
+    assert_eq!(inner.too_large, 0);
+}
+
+#[test]
 fn a_restarted_gateway_goes_on_and_replicas_resume() {
     let world = World::new();
     let store = Memory::new();
@@ -432,6 +460,7 @@ fn an_outbox_is_settled_whatever_became_of_its_entry() {
     };
     assert_eq!(settle(&stored), Some(index), "it was appended, the answer was lost");
     assert_eq!(settle(&stored[..stored.len() / 2]), None, "torn");
+    assert_eq!(settle(&[0; 40_000]), None, "larger than any entry");
     let mut refused = Entry::decode(&stored).unwrap();
     refused.author_seq += 7;
     assert_eq!(settle(&refused.encode()), None, "refused");

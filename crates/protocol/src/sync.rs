@@ -40,6 +40,8 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 pub const COSIGNATURES_MAX: usize = 32;
 /// Messages with this number or a higher one are passed over by readers that do not know them.
 pub const IGNORABLE_FROM: u64 = 128;
+/// The one such message that either side knows: [`FromGateway::AskTime`], [`FromClient::Time`].
+const TIME: u64 = IGNORABLE_FROM;
 /// Label of the TLS exporter that a hello is bound to (RFC 9266, section 2), with an empty context.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 /// Bytes of that exporter.
@@ -73,6 +75,16 @@ pub enum FromClient {
         /// The signature.
         #[n(1)]
         cosignature: Cosignature,
+    },
+    /// The answer to [`FromGateway::AskTime`]. Not signed: a gateway asks for its own sake, and this connection says who answers.
+    #[n(128)]
+    Time {
+        /// From the question.
+        #[n(0)]
+        asked: u64,
+        /// The client's clock, milliseconds since the Unix epoch.
+        #[n(1)]
+        time_ms: u64,
     },
 }
 
@@ -201,6 +213,13 @@ pub enum FromGateway {
         #[n(2)]
         retry_ms: u64,
     },
+    /// What time it is by the client's clock. Asked of witnesses, who answer with [`FromClient::Time`].
+    #[n(128)]
+    AskTime {
+        /// Chosen by the gateway, named in the answer.
+        #[n(0)]
+        asked: u64,
+    },
 }
 
 /// Entries in order, sequenced at one moment.
@@ -249,8 +268,6 @@ pub struct ForkProof {
 pub mod reject {
     /// The store takes no writes now (disk full, quota).
     pub const READ_ONLY: &str = "read-only";
-    /// The entry is larger than the store takes.
-    pub const TOO_LARGE: &str = "too-large";
     /// The gateway's clock and those of the witnesses disagree.
     pub const CLOCK: &str = "clock";
 }
@@ -379,7 +396,7 @@ fn decode<'b, T: Decode<'b, ()> + Encode<()>>(frame: &'b [u8], limit: usize) -> 
     if frame.len() > limit {
         return Err(SyncError::TooLong(frame.len(), limit));
     }
-    if number(frame).is_some_and(|n| n >= IGNORABLE_FROM) {
+    if number(frame).is_some_and(|n| n >= IGNORABLE_FROM && n != TIME) {
         cbor::walk(frame)?;
         return Ok(None);
     }
@@ -591,6 +608,8 @@ mod tests {
     #[test]
     fn a_known_frame_stays_what_it_is() {
         assert_eq!(FromGateway::Ack { id: 1, index: 1000 }.encode(), hex("83 05 01 1903e8"));
+        assert_eq!(FromGateway::AskTime { asked: 5 }.encode(), hex("82 1880 05"));
+        assert_eq!(FromClient::Time { asked: 5, time_ms: 1000 }.encode(), hex("83 1880 05 1903e8"));
         let bundle = Bundle { first: 2, time_ms: 5, entries: vec![vec![0xaa].into()] };
         assert_eq!(FromGateway::Bundle(bundle).encode(), hex("82 02 83 02 05 81 41 aa"));
         assert_eq!(FromGateway::bye(Bye::Slow, "x").encode(), hex("84 0a 05 61 78 00"));
@@ -605,14 +624,16 @@ mod tests {
             ("82 05 01", "missing field"),
             ("82 0b 01", "unknown number that may not be passed over"),
             ("82 02 83 02 05 80", "bundle without entries"),
+            ("82 1880 f5", "a known number that may be unknown to others, with a wrong field"),
             ("05", "not an array"),
             ("", "nothing"),
         ] {
             assert!(FromGateway::decode(&hex(frame)).is_err(), "{why}");
         }
-        assert_eq!(FromGateway::decode(&hex("82 1880 f5")), Ok(None));
+        assert_eq!(FromGateway::decode(&hex("82 1880 05")), Ok(Some(FromGateway::AskTime { asked: 5 })));
+        assert_eq!(FromGateway::decode(&hex("82 1881 f5")), Ok(None));
         assert_eq!(FromClient::decode(&hex("81 18ff")), Ok(None));
-        assert!(FromClient::decode(&hex("82 1880 bf ff")).is_err(), "grease is deterministic CBOR too");
+        assert!(FromClient::decode(&hex("82 1881 bf ff")).is_err(), "grease is deterministic CBOR too");
     }
 
     #[test]

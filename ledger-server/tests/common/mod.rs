@@ -407,7 +407,12 @@ pub enum Fault {
     StoredUnknown,
     /// One append is not stored, and nobody knows.
     LostUnknown,
+    /// Each append takes a while, so that others queue.
+    Slow,
 }
+
+/// The least that any store takes: larger bundles are refused.
+pub const BUNDLE_BYTES_LEAST: usize = 64 * 1024;
 
 #[derive(Default)]
 pub struct Memory {
@@ -421,6 +426,8 @@ pub struct Inner {
     pub head: Head,
     pub checkpoints: BTreeMap<u64, Vec<u8>>,
     pub fault: Fault,
+    /// Bundles that were refused because of their size.
+    pub too_large: usize,
 }
 
 impl Memory {
@@ -447,6 +454,10 @@ fn refused(status: Status, message: &str) -> PluginError {
 }
 
 impl Backend for Memory {
+    fn bundle_bytes_max(&self) -> usize {
+        BUNDLE_BYTES_LEAST
+    }
+
     fn head(&self) -> Result<Head, PluginError> {
         Ok(self.inner.lock().unwrap().head)
     }
@@ -456,10 +467,19 @@ impl Backend for Memory {
         if inner.fault == Fault::ReadOnly {
             return Err(refused(Status::ReadOnly, "the disk is full"));
         }
+        if bundle.len() > BUNDLE_BYTES_LEAST {
+            inner.too_large += 1;
+            return Err(refused(Status::TooLarge, "a bundle"));
+        }
+        if inner.fault == Fault::Slow {
+            drop(inner);
+            std::thread::sleep(Duration::from_millis(200));
+            inner = self.inner.lock().unwrap();
+        }
         if inner.head != *expected {
             return Ok(Append::Conflict(inner.head));
         }
-        let fault = std::mem::take(&mut inner.fault);
+        let fault = if inner.fault == Fault::Slow { Fault::Slow } else { std::mem::take(&mut inner.fault) };
         if fault == Fault::LostUnknown {
             return Ok(Append::Unknown(refused(Status::Unknown, "lost")));
         }
