@@ -47,6 +47,8 @@ struct Plan {
     dies: Option<(String, bool)>,
     /// Never answers a call of this name.
     hangs: Option<String>,
+    /// Answers a call of this name by CKR_GENERAL_ERROR.
+    fails: Option<String>,
 }
 
 fn plan_path() -> PathBuf {
@@ -71,6 +73,7 @@ impl Plan {
                 ["dies", "before", call] => plan.dies = Some((call.to_owned(), false)),
                 ["dies", "after", call] => plan.dies = Some((call.to_owned(), true)),
                 ["hangs", call] => plan.hangs = Some(call.to_owned()),
+                ["fails", call] => plan.fails = Some(call.to_owned()),
                 _ => panic!("no such line in a plan: {line}"),
             }
         }
@@ -86,6 +89,9 @@ impl Plan {
                 pull_out(session);
             }
             return CKR_DEVICE_REMOVED;
+        }
+        if self.fails.as_deref() == Some(name) {
+            return CKR_GENERAL_ERROR;
         }
         if self.hangs.as_deref() == Some(name) {
             loop {
@@ -151,6 +157,8 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
         ours.C_GenerateKeyPair = Some(generate_key_pair);
         ours.C_DestroyObject = Some(destroy_object);
         ours.C_EncryptInit = Some(encrypt_init);
+        ours.C_DecryptInit = Some(decrypt_init);
+        ours.C_UnwrapKey = Some(unwrap_key);
         Tables { real, ours }
     });
     // SAFETY: writable by the contract above; the table lives for ever, and callers only read it.
@@ -290,6 +298,33 @@ unsafe extern "C" fn destroy_object(session: CK_SESSION_HANDLE, object: CK_OBJEC
     }
     // SAFETY: the rules of PKCS#11, see above.
     plan.around("C_DestroyObject", Some(session), || unsafe { real().C_DestroyObject.expect("v2.40")(session, object) })
+}
+
+unsafe extern "C" fn decrypt_init(
+    session: CK_SESSION_HANDLE,
+    mechanism: CK_MECHANISM_PTR,
+    key: CK_OBJECT_HANDLE,
+) -> CK_RV {
+    // SAFETY: the rules of PKCS#11, see above.
+    let decrypt = || unsafe { real().C_DecryptInit.expect("v2.40")(session, mechanism, key) };
+    Plan::read().around("C_DecryptInit", Some(session), decrypt)
+}
+
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C" fn unwrap_key(
+    session: CK_SESSION_HANDLE,
+    mechanism: CK_MECHANISM_PTR,
+    by: CK_OBJECT_HANDLE,
+    wrapped: CK_BYTE_PTR,
+    length: CK_ULONG,
+    template: CK_ATTRIBUTE_PTR,
+    count: CK_ULONG,
+    key: CK_OBJECT_HANDLE_PTR,
+) -> CK_RV {
+    // SAFETY: the rules of PKCS#11, see above.
+    let unwrap =
+        || unsafe { real().C_UnwrapKey.expect("v2.40")(session, mechanism, by, wrapped, length, template, count, key) };
+    Plan::read().around("C_UnwrapKey", Some(session), unwrap)
 }
 
 unsafe extern "C" fn encrypt_init(

@@ -70,6 +70,11 @@ pub(crate) fn is_lost(error: &Error) -> bool {
     )
 }
 
+/// True for what libraries say when they have no better word: a wrong tag, a full disk, an HSM out of reach.
+pub(crate) fn is_vague(error: &Error) -> bool {
+    matches!(error, Error::Pkcs11(RvError::GeneralError | RvError::FunctionFailed, _))
+}
+
 /// True when the token did not take a template because of an attribute that it does not know.
 pub(crate) fn is_template(error: &Error) -> bool {
     let Error::Pkcs11(value, _) = error else { return false };
@@ -109,6 +114,11 @@ impl Fault {
     /// See [`is_lost`].
     pub(crate) fn is_lost(&self) -> bool {
         matches!(self, Fault::Token(error) if is_lost(error))
+    }
+
+    /// See [`is_vague`].
+    pub(crate) fn is_vague(&self) -> bool {
+        matches!(self, Fault::Token(error) if is_vague(error))
     }
 }
 

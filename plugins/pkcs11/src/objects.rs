@@ -37,6 +37,21 @@ pub(crate) fn generation_key(open: &Open, vault: &VaultId, generation: u64) -> R
     }
 }
 
+/// The same, to seal by: still made in the token and unable to leave it. Who has the PIN may have put another in its place.
+pub(crate) fn sealing_key(open: &Open, vault: &VaultId, generation: u64) -> Result<Option<ObjectHandle>, Fault> {
+    let key = generation_key(open, vault, generation)?;
+    if let Some(key) = key {
+        check_kept(open, key).map_err(|fault| match fault {
+            Fault::Refused(why) => {
+                let text = format!("{why}; somebody put another key of generation {generation} there, stage it anew");
+                GuestError::new(Status::Corrupt, text).into()
+            }
+            failed => failed,
+        })?;
+    }
+    Ok(key)
+}
+
 /// Every key of a generation that the token has, with the generation, ascending.
 pub(crate) fn generation_keys(open: &Open, vault: &VaultId) -> Result<Vec<(u64, ObjectHandle)>, Fault> {
     let mut found = Vec::new();
@@ -217,7 +232,7 @@ fn check_kept(open: &Open, key: ObjectHandle) -> Result<(), Fault> {
     match wanted.iter().find(|attribute| !found.contains(attribute)) {
         None => Ok(()),
         Some(attribute) => {
-            let text = format!("the token made a key that is not {attribute:?}: it cannot be a vault");
+            let text = format!("the token's key is not {attribute:?}: it could leave the token, or was not made in it");
             Err(GuestError::new(Status::Unsupported, text).into())
         }
     }

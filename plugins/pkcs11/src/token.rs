@@ -92,6 +92,11 @@ impl Token {
         if let Some(open) = &self.open {
             match call(open) {
                 Err(fault) if fault.is_lost() => self.open = None,
+                Err(fault) if fault.is_vague() => {
+                    // it may be the session: the next call gets a new one
+                    self.open = None;
+                    return Err(fault.told(doing));
+                }
                 result => return result.map_err(|fault| fault.told(doing)),
             }
         }

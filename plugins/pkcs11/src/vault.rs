@@ -111,7 +111,7 @@ impl VaultGuest for Pkcs11Vault {
         let (vault, sealing) = (self.header.vault_id, file.sealing);
         let lost = self.lost(&format!("the key of generation {next}"));
         let sealed = self.token.with("sealing a vault key", |open| {
-            let by = objects::generation_key(open, &vault, next)?.ok_or_else(&lost)?;
+            let by = objects::sealing_key(open, &vault, next)?.ok_or_else(&lost)?;
             sealing.seal(&open.session, by, &GenerationFile::aad(&vault, next, tier), key)
         })?;
         file.put(tier, sealed);

@@ -141,6 +141,40 @@ fn a_token_pulled_and_put_back() {
     assert_eq!(token.calls("C_Login"), 3, "one login per session");
 }
 
+/// A library whose token is out of reach often says CKR_GENERAL_ERROR, as SoftHSM does of a wrong tag: nobody is told that
+/// the vault is damaged or lost, and the next call begins with a new session.
+#[test]
+fn a_token_that_fails_for_the_moment_is_not_a_damaged_vault() {
+    for (seal, opening) in [("aes-gcm", "C_DecryptInit"), ("aes-key-wrap-pad", "C_UnwrapKey")] {
+        let token = OddToken::new();
+        let vault = VaultPlugin::start(&token.config("data", &format!("seal = '{seal}'"))).unwrap();
+        let generation = advance(&vault);
+        for call in [opening, "C_FindObjectsInit"] {
+            token.plan(&format!("fails {call}"));
+            let sessions = token.calls("C_OpenSession");
+            for _ in 0..2 {
+                let (status, text) = refusal(vault.open_key(generation, Tier::Boot));
+                assert_eq!(status, Some(Status::Io), "{text}");
+                assert!(text.contains(&format!("{call}: CKR_GENERAL_ERROR")), "{text}");
+                assert_eq!(vault.health().unwrap().state, HealthState::Down, "{call}");
+            }
+            assert!(token.calls("C_OpenSession") > sessions, "{call}");
+            let (status, text) = refusal(
+                VaultPlugin::start(&token.config("other", &format!("seal = '{seal}'")))
+                    .and_then(|vault| vault.stage(1, Tier::Boot)),
+            );
+            assert!(matches!(status, Some(Status::Io | Status::Unsupported)), "{text}");
+            token.plan("");
+            vault.open_key(generation, Tier::Boot).unwrap();
+            assert_eq!(vault.health().unwrap().state, HealthState::Ok);
+        }
+        drop(vault);
+        token.plan(&format!("fails {opening}"));
+        let (status, text) = refusal(token.start("data"));
+        assert_eq!(status, Some(Status::Io), "at the start: {text}");
+    }
+}
+
 #[test]
 fn two_vaults_in_one_token() {
     let token = SoftHsm::new();

@@ -235,6 +235,48 @@ fn cannot_leave(open: &Open, key: ObjectHandle, value: AttributeType) {
     assert_eq!(session.get_attributes(key, &[AttributeType::Extractable]).unwrap(), [Attribute::Extractable(false)]);
 }
 
+/// Who has the PIN puts a key that he knows in the place of one that is being staged: nothing is sealed by it.
+#[test]
+fn nothing_is_sealed_by_a_key_that_was_put_there() {
+    for more in ["seal = 'aes-gcm'", "seal = 'aes-key-wrap-pad'"] {
+        let mut bench = Bench::new();
+        bench.config.push_str(more);
+        let mut vault = bench.open("data").unwrap();
+        let (current, key) = vault.advance();
+        vault.stage_key(current + 1, Tier::Boot).unwrap();
+        let id = vault.header.vault_id;
+        let sealing = vault.token.sealing();
+        vault
+            .token
+            .with("test", |open| {
+                let real = objects::generation_key(open, &id, current + 1)?.unwrap();
+                let names = open.session.get_attributes(real, &[AttributeType::Label, AttributeType::Id])?;
+                open.session.destroy_object(real)?;
+                let mut template = vec![
+                    Attribute::Class(cryptoki::object::ObjectClass::SECRET_KEY),
+                    Attribute::KeyType(cryptoki::object::KeyType::AES),
+                    Attribute::Token(true),
+                    Attribute::Private(true),
+                    Attribute::Sensitive(true),
+                    Attribute::Extractable(false),
+                    Attribute::Value(vec![7; 32]),
+                ];
+                template.extend(names);
+                template.extend(sealing.usage());
+                open.session.create_object(&template)?;
+                Ok(())
+            })
+            .unwrap();
+        let error = vault.stage_key(current + 1, Tier::Window).unwrap_err();
+        assert_eq!(error.status, Status::Corrupt);
+        assert!(error.message.contains("was not made in it"), "{error}");
+        assert_eq!(status(vault.commit(current + 1)), Status::Corrupt, "what was sealed before does not open by it");
+        assert_eq!(vault.opened(current, Tier::Boot).unwrap(), key);
+        vault.discard_staged().unwrap();
+        vault.advance();
+    }
+}
+
 /// Each way of sealing opens with its own key, context and every bit, and nothing else.
 #[test]
 fn sealed_keys_are_bound() {
