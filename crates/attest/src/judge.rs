@@ -313,6 +313,67 @@ mod tests {
         }
     }
 
+    /// Validly signed statements about counters that say less, or something else: a chip certifies any piece of any index.
+    #[test]
+    fn counters_that_are_none() {
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+        use mayfly_evidence::marshal::Writer;
+        use mayfly_evidence::object::storage_root;
+
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        let point = key.public_key().as_ref();
+        let attestation = Point { x: point[1..33].try_into().unwrap(), y: point[33..].try_into().unwrap() };
+        let enrolled = Enrolled {
+            attestation,
+            identity: attestation,
+            storage_root: name(&storage_root()),
+            counter: 0x0180_4d00,
+            counter_base: 7,
+        };
+        let context = [3; 32];
+        let state = |magic: u32, kind: u16, index: &Name, offset: u16, contents: &[u8]| {
+            let head = Writer::new().u32(magic).u16(kind).sized(&enrolled.signer()).sized(&bind::counter(&context));
+            let head = head.u64(0).u32(0).u32(0).u8(1).u64(0);
+            let statement = head.sized(index).u16(offset).sized(contents).finish();
+            loop {
+                let signature: [u8; 64] = key.sign(&random, &statement).unwrap().as_ref().try_into().unwrap();
+                if signature[32..] <= HALF_ORDER[..] {
+                    return Signed { statement, signature };
+                }
+            }
+        };
+        const MADE_BY_A_TPM: u32 = 0xff54_4347;
+        const NV: u16 = 0x8014;
+        let right = Kind::Counter.name(enrolled.counter);
+        let nine = 9u64.to_be_bytes();
+        let good = state(MADE_BY_A_TPM, NV, &right, 0, &nine);
+        assert_eq!(check_counter(&enrolled, &context, &good).unwrap(), 2);
+
+        let unwritten = name(&Kind::Counter.public(enrolled.counter));
+        let neighbour = Kind::Counter.name(enrolled.counter + 1);
+        let ordinary = Kind::Secret.name(enrolled.counter);
+        for (what, index, offset, contents) in [
+            ("four bytes of it", &right, 0, &nine[4..]),
+            ("none of it", &right, 0, &[][..]),
+            ("a byte more", &right, 0, &[0, 0, 0, 0, 0, 0, 0, 0, 9]),
+            ("from its second byte on", &right, 1, &nine),
+            ("before its first increment", &unwritten, 0, &nine),
+            ("another index", &neighbour, 0, &nine),
+            ("an ordinary index at its handle", &ordinary, 0, &nine),
+        ] {
+            let refused = check_counter(&enrolled, &context, &state(MADE_BY_A_TPM, NV, index, offset, contents));
+            assert!(matches!(refused, Err(Refused::Claim("the counter"))), "{what}: {refused:?}");
+        }
+        let lower = check_counter(&enrolled, &context, &state(MADE_BY_A_TPM, NV, &right, 0, &6u64.to_be_bytes()));
+        assert!(matches!(lower, Err(Refused::Counter)), "lower than when it was made: {lower:?}");
+        for (magic, kind) in [(0, NV), (MADE_BY_A_TPM, 0x8017), (MADE_BY_A_TPM, 0x801c)] {
+            assert!(check_counter(&enrolled, &context, &state(magic, kind, &right, 0, &nine)).is_err(), "{kind:#x}");
+        }
+        let other = Enrolled { storage_root: [1; 34], ..enrolled.clone() };
+        assert!(matches!(check_counter(&other, &context, &good), Err(Refused::Signature(_))), "another chip's root");
+    }
+
     #[test]
     fn the_low_half() {
         // the order of P-256 is 2 * HALF_ORDER + 1
