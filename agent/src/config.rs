@@ -47,6 +47,9 @@ pub struct Config {
     pub peers: Peers,
     /// What seals this device's keys.
     pub vault: Vault,
+    /// Whose chips this device believes, as a witness.
+    #[serde(default)]
+    pub attestation: Attestation,
     /// What keys get when their maker does not say it (C_GenerateKey cannot).
     #[serde(default)]
     pub new_keys: NewKeys,
@@ -99,6 +102,17 @@ pub struct Vault {
     /// Whether the plugin may open network connections: the library of a network HSM, a simulated TPM over TCP.
     #[serde(default)]
     pub network: bool,
+}
+
+/// Judging other devices' chips.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Attestation {
+    /// Certificates of the makers whose chips are believed, in PEM: their roots, and what stands between. Without it this device attests no
+    /// other. Usually `/etc/mayfly/tpm-roots.pem`.
+    pub roots: Option<PathBuf>,
+    /// DANGER: believes TPMs that are programs, whose whole state can be copied: for development and tests.
+    pub danger_allow_software: bool,
 }
 
 /// Settings of new keys whose maker does not name them.
@@ -238,8 +252,8 @@ impl Config {
 
     /// Makes relative paths relative to `folder`.
     pub fn resolve(&mut self, folder: &Path) {
-        let plugin = self.vault.plugin.iter_mut();
-        for place in [&mut self.data_dir, &mut self.network, &mut self.socket].into_iter().chain(plugin) {
+        let optional = self.vault.plugin.iter_mut().chain(&mut self.attestation.roots);
+        for place in [&mut self.data_dir, &mut self.network, &mut self.socket].into_iter().chain(optional) {
             *place = folder.join(&*place);
         }
     }
@@ -355,6 +369,7 @@ mod tests {
             ("[peers]\nport = 1\n", "port"),
             ("[log]\nformat = \"xml\"\n", "format"),
             ("[danger]\nskip_checks = true\n", "skip_checks"),
+            ("[attestation]\ninsecure = true\n", "insecure"),
             ("[vault.environment]\n\"A=B\" = \"c\"\n", "vault.environment"),
             ("[danger]\naccept_deadline_ms = 0\n", "accept_deadline_ms"),
             ("[peers]\nadvertise = \"host\"\n", "advertise"),

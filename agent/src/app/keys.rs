@@ -11,6 +11,7 @@ use mayfly_protocol::{DeviceId, KeyId, Record, State};
 use super::ck::*;
 use super::fail::{Detail, Fail};
 use super::why::DeviceReason;
+use crate::node::attestation::{ChipError, Shown};
 use crate::node::{
     AssembledKey, FreshnessStatus, Holdings, KeyError, KeyErrorKind, NewKey, Node, PeerStatus, Phase, VaultStatus,
 };
@@ -61,6 +62,18 @@ pub trait Agent: Keys {
     fn vault(&self) -> VaultStatus;
     /// What this device holds for others.
     fn holdings(&self) -> Holdings;
+    /// What its chip shows of itself; none where there is no chip.
+    ///
+    /// # Errors
+    /// [`ChipError`].
+    fn chip(&self) -> Result<Option<Shown>, ChipError>;
+    /// The chip's answer to an administrator's challenge.
+    ///
+    /// # Errors
+    /// [`ChipError`].
+    fn prove(&self, challenge: &[u8]) -> Result<Vec<u8>, ChipError>;
+    /// Why witnesses have not attested this device.
+    fn unattested(&self) -> Vec<(DeviceId, String)>;
 }
 
 impl Keys for Node {
@@ -120,6 +133,18 @@ impl Agent for Node {
 
     fn holdings(&self) -> Holdings {
         Node::holdings(self)
+    }
+
+    fn chip(&self) -> Result<Option<Shown>, ChipError> {
+        Node::chip(self)
+    }
+
+    fn prove(&self, challenge: &[u8]) -> Result<Vec<u8>, ChipError> {
+        Node::prove(self, challenge)
+    }
+
+    fn unattested(&self) -> Vec<(DeviceId, String)> {
+        Node::unattested(self)
     }
 }
 

@@ -25,6 +25,7 @@ use super::App;
 use super::keys::{Agent, Keys};
 use super::server::{Patience, serve_app};
 use super::settings::Settings;
+use crate::node::attestation::{ChipError, Shown};
 use crate::node::{
     AssembledKey, AssemblyReport, FreshnessStatus, Holdings, KeyError, KeyErrorKind, Material, Missed, NewKey,
     PeerStatus, Phase, ShareReport, VaultStatus,
@@ -326,6 +327,18 @@ impl Agent for TestNet {
 
     fn vault(&self) -> VaultStatus {
         VaultStatus { kind: "file".into(), software_only: true, note: String::new(), generation: 1, host_pid: None }
+    }
+
+    fn chip(&self) -> Result<Option<Shown>, ChipError> {
+        Ok(None)
+    }
+
+    fn prove(&self, _: &[u8]) -> Result<Vec<u8>, ChipError> {
+        Err(ChipError::NoChip)
+    }
+
+    fn unattested(&self) -> Vec<(DeviceId, String)> {
+        Vec::new()
     }
 
     fn holdings(&self) -> Holdings {

@@ -164,6 +164,11 @@ impl Administrator {
         self.replica.effective()
     }
 
+    /// The author of what is posted: the first administrator named.
+    pub fn id(&self) -> AuthorId {
+        self.author.id()
+    }
+
     /// The network and its gateways.
     pub fn network(&self) -> &NetworkFile {
         self.replica.network()

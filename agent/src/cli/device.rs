@@ -3,8 +3,8 @@
 use super::admin::{self, Administrator, Signing};
 use super::agent::ask;
 use super::announce::{Announcer, advised, field, moment, short, table};
-use super::ask;
 use super::key::request;
+use super::{ask, attest};
 use crate::app::manage::devices;
 use crate::app::objects::make::label_of;
 use anyhow::{Context, Result, bail, ensure};
@@ -23,6 +23,7 @@ use std::sync::Arc;
 pub enum Device {
     List(List),
     Show(Show),
+    Attest(attest::Attest),
     Approve(Approve),
     Role(Role),
 }
@@ -145,15 +146,16 @@ impl Device {
                 };
                 out.result(&device, show)?;
             }
+            Device::Attest(c) => c.run(out, socket)?,
             Device::Approve(c) => {
                 let mut administrator = Administrator::open(&c.signing)?;
                 let id = approve(&mut administrator, &c.device)?;
                 administrator.wait_effective()?;
-                let name = administrator.state().device_name(&id);
-                let approved = json!({"device": name, "id": id.to_string(), "membership": "member"});
-                out.result(&approved, |device| {
-                    format!("device '{}' with id {id} is a member now", field(device, "device"))
-                })?;
+                let state = administrator.state();
+                let Some(device) = state.devices.get(&id) else { bail!("the device is not on the ledger") };
+                let mut approved = devices::of_ledger(&state, &id, device);
+                approved.insert("device".into(), device.name.clone().into());
+                out.result(&Value::Object(approved), |device| approved_text(device, &id))?;
             }
             Device::Role(c) => {
                 let mut administrator = Administrator::open(&c.signing)?;
@@ -183,10 +185,9 @@ impl Source {
 
 /// A device as the ledger has it; the fields of `device.show` that need no agent.
 fn known(state: &State, id: &DeviceId, device: &state::Device) -> Value {
-    let mut line = devices::of_ledger(id, device);
+    let mut line = devices::of_ledger(state, id, device);
     line.insert("shards".into(), devices::shards(state, id, None).into());
     line.insert("can_assemble".into(), devices::can_assemble(state, id).into());
-    line.insert("vault_generation".into(), device.vault_generation.into());
     Value::Object(line)
 }
 
@@ -195,7 +196,10 @@ pub fn approve(administrator: &mut Administrator, device: &str) -> Result<Device
     let state = administrator.state();
     let id = admin::device(&state, device)?;
     match state.devices.get(&id).map(|d| d.membership) {
-        Some(Membership::Pending) => administrator.post(record::Approve { device: id }).map(|()| id),
+        Some(Membership::Pending) => {
+            attest::before_approval(administrator, &id)?;
+            administrator.post(record::Approve { device: id }).map(|()| id)
+        }
         Some(Membership::Member) => bail!("device '{device}' is a member already"),
         _ => bail!("device '{device}' is banned"),
     }
@@ -361,16 +365,32 @@ fn banned(answer: &Value) -> String {
 
 fn list(devices: &Value) -> String {
     let devices = devices.as_array().map(Vec::as_slice).unwrap_or_default();
-    let heading =
-        ["NAME", "ID", "MEMBERSHIP", "ROLES", "VAULT", "SHARDS", "CONNECTED", "ADDRESSES"].map(String::from).to_vec();
-    let names = ["name", "id", "membership", "roles", "vault", "shards", "connected", "addresses"];
+    let heading = ["NAME", "ID", "MEMBERSHIP", "ROLES", "VAULT", "ATTESTED BY", "SHARDS", "CONNECTED", "ADDRESSES"]
+        .map(String::from)
+        .to_vec();
+    let names = ["name", "id", "membership", "roles", "vault", "attestation", "shards", "connected", "addresses"];
     let cell = |device: &Value, name: &str| match (name, device.get(name)) {
         ("id", _) => short(&field(device, name)),
         ("shards", Some(Value::Array(shards))) => shards.len().to_string(),
+        ("attestation", Some(attestation)) => attest::words(attestation),
         _ => field(device, name),
     };
     let row = |device: &Value| names.map(|name| cell(device, name)).to_vec();
-    table(&std::iter::once(heading).chain(devices.iter().map(row)).collect::<Vec<_>>())
+    let alerts = devices.iter().filter_map(|device| device.get("alerts")?.as_array()).flatten();
+    let alerts: String = alerts
+        .map(|alert| {
+            format!("ALERT {}: {} (says {})\n", field(alert, "device"), field(alert, "text"), field(alert, "by"))
+        })
+        .collect();
+    table(&std::iter::once(heading).chain(devices.iter().map(row)).collect::<Vec<_>>()) + &alerts
+}
+
+/// What was approved, so that nobody has to look it up.
+fn approved_text(device: &Value, id: &DeviceId) -> String {
+    let chip =
+        attest::lines(device).into_iter().filter(|(title, _)| ["attested by", "chip", "registers"].contains(title));
+    let chip: String = chip.map(|(title, value)| format!("\n  {title:12} {value}")).collect();
+    format!("device '{}' with id {id} is a member now{chip}", field(device, "device"))
 }
 
 fn show(device: &Value) -> String {
@@ -381,13 +401,13 @@ fn show(device: &Value) -> String {
         ("membership", "membership"),
         ("roles", "roles"),
         ("vault", "vault"),
-        ("vault generation", "vault_generation"),
         ("software only", "software_only"),
         ("addresses", "addresses"),
         ("may put together", "can_assemble"),
     ] {
         text.push_str(&format!("{title:18} {}\n", field(device, name)));
     }
+    attest::lines(device).into_iter().for_each(|(title, value)| text.push_str(&format!("{title:18} {value}\n")));
     let heading = ["SHARD", "KEY", "INDEX", "EPOCH", "VALID UNTIL"].map(String::from).to_vec();
     let row = |shard: &Value| {
         let until = shard.get("valid_until_ms").and_then(Value::as_u64).map_or("no end".into(), moment);

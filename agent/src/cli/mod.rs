@@ -11,6 +11,7 @@ mod admin;
 mod agent;
 mod announce;
 mod ask;
+mod attest;
 mod dev;
 mod device;
 mod init;

@@ -3,11 +3,11 @@
 
 use super::alarms::{Alarms, Banned};
 use super::clock;
-use super::peers;
+use super::peers::{self, Standing};
 use mayfly_crypto::sign::PublicKey;
 use mayfly_ledger_client::Replica;
 use mayfly_protocol::rules::{Clocks, Denied, ReleaseQuery};
-use mayfly_protocol::state::{Device, KeyState};
+use mayfly_protocol::state::{Device, KeyState, Membership};
 use mayfly_protocol::{DeviceId, Head, State};
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,20 +121,35 @@ impl View {
         (clock::local_ms() <= session.not_after_ms).then_some(session.key)
     }
 
-    fn device_of(&self, key: &PublicKey) -> Option<DeviceId> {
+    /// As what the device may speak whose newest session key this is.
+    fn standing_of(&self, device: &DeviceId, key: &PublicKey) -> Option<Standing> {
+        if self.session_of(device).is_some_and(|session| session == *key) {
+            return Some(Standing::Member);
+        }
+        let candidate = self.effective.devices.get(device).filter(|d| d.membership == Membership::Pending)?;
+        let banned = self.tip.is_banned(device) || self.banned.contains(device);
+        let session = candidate.session().filter(|s| clock::local_ms() <= s.not_after_ms)?;
+        (session.key == *key && !banned).then_some(Standing::Candidate)
+    }
+
+    fn caller_of(&self, key: &PublicKey) -> Option<(DeviceId, Standing)> {
         let (device, _) = self.effective.device_by_session(key)?;
-        (self.session_of(device)? == *key).then_some(*device)
+        Some((*device, self.standing_of(device, key)?))
     }
 }
 
 impl peers::Directory for Ledger {
-    fn device_of(&self, key: &PublicKey, patience: Duration) -> Option<DeviceId> {
-        if let Some(device) = self.view().device_of(key) {
-            return Some(device);
+    fn caller_of(&self, key: &PublicKey, patience: Duration) -> Option<(DeviceId, Standing)> {
+        if let Some(caller) = self.view().caller_of(key) {
+            return Some(caller);
         }
         let known = |state: &State| state.device_by_session(key).is_some();
         self.replica.wait_effective(known, patience).ok()?;
-        self.view().device_of(key)
+        self.view().caller_of(key)
+    }
+
+    fn standing_of(&self, device: &DeviceId, key: &PublicKey) -> Option<Standing> {
+        self.view().standing_of(device, key)
     }
 
     fn session_of(&self, device: &DeviceId) -> Option<PublicKey> {

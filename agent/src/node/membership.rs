@@ -1,14 +1,17 @@
 //! From a started agent to a member with a session: waits for approval, delegates, renews.
 
+use super::attestation::Chip;
 use super::clock;
 use super::data::DataError;
 use super::directory::Ledger;
 use super::identity::{BySession, Identity, Records, StartCounter};
 use super::vault::Vault;
 use super::{Phase, dealer};
+use mayfly_crypto::sign::PublicKey;
 use mayfly_ledger_client::PostError;
 use mayfly_protocol::State;
 use mayfly_protocol::apply::SESSION_MS_MAX;
+use mayfly_protocol::attested::quote_context;
 use mayfly_protocol::record::{Delegate, Record, Verifier};
 use mayfly_protocol::state::Membership;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +35,8 @@ pub struct Member {
     pub records: Arc<Records>,
     /// Its vault.
     pub vault: Arc<Vault>,
+    /// Its chip, whose quotes go with delegations.
+    pub chip: Arc<Chip>,
     /// Counts delegations.
     pub starts: StartCounter,
     /// Where peers reach it.
@@ -73,7 +78,12 @@ impl Member {
             _ if self.ledger.alarms().banned(&self.identity.device()) => self.set(Phase::Banned),
             None if self.ledger.replica().status().caught_up => self.set(Phase::NotJoined),
             None => self.set(Phase::Starting),
-            Some(Membership::Pending) => self.set(Phase::WaitingForApproval),
+            Some(Membership::Pending) => {
+                self.set(Phase::WaitingForApproval);
+                if self.is_candidate(&state) {
+                    return self.keep_session(&state);
+                }
+            }
             Some(Membership::Banned) => self.set(Phase::Banned),
             Some(Membership::Member) => return self.member(&state),
         }
@@ -87,6 +97,17 @@ impl Member {
         } else if self.phase() != Phase::Running {
             self.set(Phase::Starting);
         }
+        self.keep_session(state)
+    }
+
+    /// Whether a session is of use before approval: there are witnesses to whom a chip can prove itself.
+    fn is_candidate(&self, state: &State) -> bool {
+        !state.active_witnesses().is_empty() && matches!(self.chip.show(), Ok(Some(_)))
+    }
+
+    /// Delegates, if it is due. How long nothing is due.
+    fn keep_session(&self, state: &State) -> Duration {
+        let delegated = self.identity.delegated(state);
         let left = self.session_left(state).filter(|_| delegated);
         if left.is_some_and(|left| left > self.renew_before_ms()) {
             return self.wait_for_change(state);
@@ -127,15 +148,27 @@ impl Member {
     fn delegate(&self, state: &State) -> Result<u64, DelegateError> {
         let known = state.devices.get(&self.identity.device()).and_then(|d| d.session());
         let start_counter = self.starts.next(known.map_or(0, |s| s.start_counter))?;
+        let session = self.identity.session().public();
         let record = Record::Delegate(Delegate {
-            session_key: Verifier(self.identity.session().public()),
+            session_key: Verifier(session),
             start_counter,
             vault_generation: self.vault.generation(),
             not_after_ms: clock::local_ms().saturating_add(self.life_ms()),
             addresses: self.addresses.clone(),
-            quote: None,
+            quote: self.quote(state, &session, start_counter),
         });
         Ok(self.records.post_by_identity(&record, &[&BySession(&self.identity)], dealer::POST_TIMEOUT)?)
+    }
+
+    /// The chip's word on its registers. Without it witnesses alert; a device that cannot quote for the moment goes on all the same.
+    fn quote(&self, state: &State, session: &PublicKey, start_counter: u64) -> Option<Vec<u8>> {
+        let device = self.identity.device();
+        let context = quote_context(&state.network, &device, session, start_counter);
+        let registers = state.attested_registers(&device).map(|r| r.selected);
+        self.chip.quote(context, registers).unwrap_or_else(|error| {
+            tracing::warn!(error = mayfly_ledger_client::with_cause(&error), "the chip does not quote its registers");
+            None
+        })
     }
 
     fn wait_for_change(&self, state: &State) -> Duration {

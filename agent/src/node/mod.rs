@@ -5,6 +5,7 @@
 //! | Module | Is |
 //! |---|---|
 //! | [`join()`], `membership`, `identity` | from an invitation to a member with a session key on the ledger |
+//! | [`attestation`] | what a device's chip proves, to whom, and who watches it |
 //! | `directory`, `alarms`, `gossip` | rights: by the witnessed state, the newest verified state, and bans seen on sight |
 //! | `fresh` | rounds of freshness and ledger time |
 //! | `vault`, `shards`, `grants` | what this device keeps |
@@ -19,6 +20,7 @@
 
 mod alarms;
 mod assembler;
+pub mod attestation;
 mod clock;
 mod data;
 mod dealer;
@@ -50,6 +52,7 @@ pub use start::StartError;
 pub use vault::{SealingKeys, Vault, VaultError, VaultState};
 
 use crate::config::Config;
+use attestation::{Attester, Chip, ChipError, Prover, Shown};
 use dealer::Dealer;
 use directory::Ledger;
 use fresh::Fresh;
@@ -58,10 +61,12 @@ use holder::Holder;
 use identity::Records;
 use keyring::Keyring;
 use mayfly_ledger_client::Replica;
+use mayfly_protocol::attested::enrolment_context;
 use mayfly_protocol::freshness::NotFresh;
 use mayfly_protocol::head::quorum;
+use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::rules::{Clocks, Use};
-use mayfly_protocol::{DeviceId, Head, KeyId, Record, State};
+use mayfly_protocol::{AuthorId, DeviceId, Head, KeyId, Record, State};
 use membership::Member;
 use peers::{Peers, Server};
 use std::net::SocketAddr;
@@ -169,6 +174,9 @@ pub struct Node {
     keyring: Arc<Keyring>,
     gossip: Arc<Gossip>,
     records: Arc<Records>,
+    chip: Arc<Chip>,
+    prover: Arc<Prover>,
+    attester: Arc<Attester>,
     member: Arc<Member>,
     server: Arc<Server>,
     stop: Stop,
@@ -348,6 +356,31 @@ impl Node {
             generation: self.vault.generation(),
             host_pid: self.vault.host_pid(),
         }
+    }
+
+    /// What this device's chip shows of itself; none where there is no chip.
+    ///
+    /// # Errors
+    /// [`ChipError::Vault`].
+    pub fn chip(&self) -> Result<Option<Shown>, ChipError> {
+        Ok(self.chip.show()?)
+    }
+
+    /// The chip's answer to a challenge of one of the network's administrators.
+    ///
+    /// # Errors
+    /// [`ChipError`].
+    pub fn prove(&self, challenge: &[u8]) -> Result<Vec<u8>, ChipError> {
+        let state = self.replica().tip();
+        let administrators = state.genesis.iter().flat_map(|genesis| &genesis.administrators);
+        let ids = administrators.map(|a| AuthorId(public_key_id(&a.key.0)));
+        let contexts: Vec<_> = ids.map(|id| enrolment_context(&state.network, &self.device, &id)).collect();
+        self.chip.prove(challenge, &contexts)
+    }
+
+    /// Why witnesses have not attested this device, as far as they were asked and as far as it matters.
+    pub fn unattested(&self) -> Vec<(DeviceId, String)> {
+        self.prover.refusals()
     }
 
     /// What this device keeps.

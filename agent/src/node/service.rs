@@ -1,5 +1,6 @@
 //! Answers other agents' questions.
 
+use super::attestation::Attester;
 use super::clock;
 use super::directory::Ledger;
 use super::gossip::Gossip;
@@ -26,6 +27,8 @@ pub struct Answers {
     pub holder: Arc<Holder>,
     /// Alarms.
     pub gossip: Arc<Gossip>,
+    /// As a witness, of chips.
+    pub attester: Arc<Attester>,
 }
 
 impl Service for Answers {
@@ -35,6 +38,7 @@ impl Service for Answers {
             Ask::Offer(offer) => self.holder.answer_offer(caller, session, &offer),
             Ask::Fresh(ask) => self.state(caller, &ask),
             Ask::Alarm(alarm) => self.gossip.heard(&alarm.entry),
+            Ask::Attest(ask) => self.attester.answer(caller, ask),
         }
     }
 }

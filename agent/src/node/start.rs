@@ -2,6 +2,7 @@
 
 use super::alarms::Alarms;
 use super::assembler::Assembler;
+use super::attestation::{Attester, Chip, Prover, Roots, RootsError, Watch};
 use super::data::{DataDir, DataError};
 use super::dealer::Dealer;
 use super::directory::Ledger;
@@ -76,6 +77,15 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// Makers' certificates.
+    #[error("makers' certificates in {path}, `[attestation] roots`")]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: RootsError,
+    },
     /// A thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -84,6 +94,7 @@ pub enum StartError {
 pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartError> {
     let data = DataDir::open(&config.data_dir)?;
     let network = network(&config)?;
+    let roots = roots(&config.attestation)?;
     let listener = TcpListener::bind(config.peers.listen)
         .and_then(|l| l.set_nonblocking(true).map(|()| l))
         .map_err(|source| StartError::Listen { address: config.peers.listen, source })?;
@@ -108,12 +119,14 @@ pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartErr
     let assembler = Assembler::new(device, ledger.clone(), fresh.clone(), peers.clone(), holder.clone());
     let keyring = Arc::new(Keyring::new(device, Arc::new(assembler)));
     let gossip = Arc::new(Gossip::new(device, ledger.clone(), peers.clone()));
+    let attester = Arc::new(Attester::new(device, ledger.clone(), roots));
     let answers = Answers {
         device,
         session: identity.session().clone(),
         ledger: ledger.clone(),
         holder: holder.clone(),
         gossip: gossip.clone(),
+        attester: attester.clone(),
     };
     let server = Server::new(&peers, Arc::new(answers), config.limits.peer_connections_max);
     let dealer = Dealer {
@@ -125,8 +138,11 @@ pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartErr
         records: records.clone(),
         accept_deadline: Duration::from_millis(config.danger.accept_deadline_ms),
     };
+    let chip = Arc::new(Chip::new(vault.clone()));
+    let prover = Arc::new(Prover::new(chip.clone(), identity.clone(), ledger.clone(), peers.clone()));
     let member = Arc::new(Member {
         ledger: ledger.clone(),
+        chip: chip.clone(),
         identity,
         records: records.clone(),
         vault: vault.clone(),
@@ -148,6 +164,9 @@ pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartErr
         keyring,
         gossip,
         records,
+        chip,
+        prover,
+        attester,
         member,
         server,
         stop: Stop::new(shutdown),
@@ -163,6 +182,12 @@ fn network(config: &Config) -> Result<NetworkFile, StartError> {
     let text = std::fs::read_to_string(&config.network);
     let text = text.map_err(|source| StartError::Network { path: path(), source })?;
     NetworkFile::parse(&text).map_err(|source| StartError::NetworkFile { path: path(), source })
+}
+
+fn roots(config: &config::Attestation) -> Result<Option<Roots>, StartError> {
+    let Some(path) = &config.roots else { return Ok(None) };
+    let roots = Roots::read(path, config.danger_allow_software);
+    roots.map(Some).map_err(|source| StartError::Roots { path: path.clone(), source })
 }
 
 fn holder(
@@ -209,6 +234,16 @@ impl Node {
 
         let (member, stop) = (self.member.clone(), self.stop.clone());
         threads.spawn("member", move || member.keep(|pause| stop.pause(pause)))?;
+
+        let (prover, stop) = (self.prover.clone(), self.stop.clone());
+        threads.spawn("prove", move || prover.keep(|pause| stop.pause(pause)))?;
+
+        let (attester, records, stop) = (self.attester.clone(), self.records.clone(), self.stop.clone());
+        threads.spawn("attest", move || attester.post(&records, || stop.is_set()))?;
+
+        let watch = Watch::new(self.device, self.ledger.clone(), self.records.clone());
+        let stop = self.stop.clone();
+        threads.spawn("watch", move || watch.keep(|pause| stop.pause(pause)))?;
 
         let (fresh, member, stop) = (self.fresh.clone(), self.member.clone(), self.stop.clone());
         threads.spawn("fresh", move || {

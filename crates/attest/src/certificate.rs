@@ -99,6 +99,24 @@ impl Trust {
         }
         Ok(Trust { anchors, intermediates: read(intermediates)? })
     }
+
+    /// One bundle in PEM, as an operator keeps it: certificates that sign themselves are believed, the others only may stand
+    /// between. Where none signs itself all are believed: a maker's issuing authorities without their root.
+    ///
+    /// # Errors
+    /// [`CertificateError::Bundle`].
+    pub fn from_bundle(pem: &[u8]) -> Result<Trust, CertificateError> {
+        let own = |der: &CertificateDer<'_>| {
+            Certificate::from_der(der).is_ok_and(|c| c.tbs_certificate().issuer() == c.tbs_certificate().subject())
+        };
+        let all = Trust::from_pem(pem, pem)?;
+        let (roots, others): (Vec<_>, Vec<_>) = all.intermediates.iter().cloned().partition(own);
+        if roots.is_empty() {
+            return Ok(Trust { intermediates: Vec::new(), ..all });
+        }
+        let anchors = roots.iter().filter_map(|der| Some(anchor_from_trusted_cert(der).ok()?.to_owned())).collect();
+        Ok(Trust { anchors, intermediates: others })
+    }
 }
 
 /// The public half of an endorsement key, as far as credentials need it.

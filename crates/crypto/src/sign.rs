@@ -133,6 +133,14 @@ impl PublicKey {
         bytes
     }
 
+    /// The coordinates x and y of a P-256 key, as a TPM names one; none of an Ed25519 key, or of what is no point.
+    #[must_use]
+    pub fn coordinates(&self) -> Option<([u8; 32], [u8; 32])> {
+        let Self::P256(bytes) = self else { return None };
+        let point = p256_key(bytes).ok()?.to_sec1_point(false);
+        Some(((*point.x()?).into(), (*point.y()?).into()))
+    }
+
     /// Whether this key may be registered: a canonical point of the curve, of full order, never the identity.
     ///
     /// ZIP-215 verification accepts small-order keys, under which one signature fits many messages: they are refused here, once.

@@ -4,6 +4,7 @@
 //! handshake, looked up on the verified ledger. Nothing here is secret: shards are sealed before they become part of a message, and a
 //! message carries the sealed bytes only.
 
+use crate::apply::EVIDENCE_BYTES_MAX;
 use crate::cbor::{self, CborError};
 use crate::freshness::{FreshAsk, Statement};
 use crate::head::Head;
@@ -29,6 +30,10 @@ pub const NONCE_BYTES: usize = 16;
 pub const SEALED_SHARE_BYTES_MAX: usize = 160;
 /// Longest explanation in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
+/// Longest `MTK1`: five certificates, keys, the rest.
+pub const CHIP_KEYS_BYTES_MAX: usize = 22 * 1024;
+/// Longest `MTC1`.
+pub const CHALLENGE_BYTES_MAX: usize = 1024;
 /// Most operations that one release may be for.
 pub const USES_MAX: u32 = 4096;
 
@@ -109,6 +114,32 @@ pub enum Ask {
     /// Hear of a record that takes effect on sight.
     #[n(3)]
     Alarm(#[n(0)] Alarm),
+    /// Challenge my chip. The only question that a device may ask which waits for approval.
+    #[n(4)]
+    Attest(#[n(0)] AttestAsk),
+}
+
+/// The two questions of an attestation. Page of the messages in them: `docs/formats/attestation.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum AttestAsk {
+    /// Make a challenge for this chip.
+    #[n(0)]
+    Begin(#[n(0)] AttestBegin),
+    /// My chip's answer to your challenge: `MTP1`.
+    #[n(1)]
+    Prove(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
+}
+
+/// What a device says of its chip before anything is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct AttestBegin {
+    /// Its keys and certificates: `MTK1`.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub keys: Vec<u8>,
+    /// Registers that its quotes will be of; bit i: register i.
+    #[n(1)]
+    pub registers: u32,
 }
 
 /// The answer to the request with the same number.
@@ -141,6 +172,12 @@ pub enum Reply {
     /// Heard.
     #[n(4)]
     Noted,
+    /// A challenge for the asker's chip: `MTC1`.
+    #[n(5)]
+    Challenge(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
+    /// The chip is believed; the statement is on its way to the ledger.
+    #[n(6)]
+    Attested,
 }
 
 /// Asks for a shard. The holder checks every field against its own state; the requester must be the device at the other end.
@@ -408,6 +445,8 @@ impl Message for Request {
                 bound("acceptances in an offer", o.key.acceptances.is_empty())?;
             }
             Ask::Alarm(a) => bound("entry", a.entry.len() <= crate::entry::ENTRY_BYTES_MAX)?,
+            Ask::Attest(AttestAsk::Begin(b)) => bound("keys of a chip", b.keys.len() <= CHIP_KEYS_BYTES_MAX)?,
+            Ask::Attest(AttestAsk::Prove(p)) => bound("proof", p.len() <= EVIDENCE_BYTES_MAX)?,
             Ask::Fresh(_) => {}
         }
         Ok(request)
@@ -425,7 +464,8 @@ impl Message for Answer {
             Reply::Refused(r) => bound("text", r.text.len() <= TEXT_BYTES_MAX)?,
             Reply::Released(r) => bound("sealed share", r.sealed.len() <= SEALED_SHARE_BYTES_MAX)?,
             Reply::Accepted(a) => bound("signature", a.signature.len() == mayfly_crypto::sign::SIGNATURE_BYTES)?,
-            Reply::Fresh(_) | Reply::Noted => {}
+            Reply::Challenge(c) => bound("challenge", c.len() <= CHALLENGE_BYTES_MAX)?,
+            Reply::Fresh(_) | Reply::Noted | Reply::Attested => {}
         }
         Ok(answer)
     }

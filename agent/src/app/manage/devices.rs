@@ -6,7 +6,7 @@ use mayfly_protocol::state::{Device, Membership, State};
 use mayfly_protocol::{DeviceId, state::KeyState};
 use serde_json::{Map, Value, json};
 
-use super::names;
+use super::{attestation, names};
 use crate::app::caller::Caller;
 use crate::app::fail::Done;
 use crate::app::objects::make::label_of;
@@ -55,14 +55,14 @@ fn line(
         None => Value::Null,
     };
     let shards = live_keys(state).filter(|key| key.record.shards.iter().any(|shard| shard.device == *id)).count();
-    let mut line = of_ledger(id, device);
+    let mut line = of_ledger(state, id, device);
     line.insert("connected".into(), connected);
     line.insert("shards".into(), shards.into());
     line
 }
 
 /// What the ledger says of a device.
-pub fn of_ledger(id: &DeviceId, device: &Device) -> Map<String, Value> {
+pub fn of_ledger(state: &State, id: &DeviceId, device: &Device) -> Map<String, Value> {
     let line = json!({
         "name": device.name,
         "id": id.to_string(),
@@ -72,10 +72,12 @@ pub fn of_ledger(id: &DeviceId, device: &Device) -> Map<String, Value> {
         "software_only": device.software_only,
         "addresses": device.addresses,
     });
-    match line {
+    let mut line = match line {
         Value::Object(line) => line,
         _ => Map::new(),
-    }
+    };
+    attestation::describe(&mut line, state, id, device);
+    line
 }
 
 fn live_keys(state: &State) -> impl Iterator<Item = &KeyState> {
@@ -99,7 +101,6 @@ pub fn show(caller: &Caller<'_>, name: &str) -> Done<Value> {
     line.insert("shards".into(), shards(&state, &id, caller.app.keys.clocks()).into());
     line.insert("can_assemble".into(), can_assemble(&state, &id).into());
     line.insert("sessions".into(), sessions.into());
-    line.insert("vault_generation".into(), device.vault_generation.into());
     Ok(Value::Object(line))
 }
 

@@ -5,7 +5,7 @@ use mayfly_protocol::record::{Kind, PinUser, TargetKind};
 use mayfly_protocol::{Entry, KeyId, Record, State};
 use serde_json::{Value, json};
 
-use super::devices;
+use super::{devices, names};
 use crate::app::caller::Caller;
 use crate::app::ck::CKR_DEVICE_ERROR;
 use crate::app::fail::{Done, Fail};
@@ -56,20 +56,10 @@ fn line(state: &State, index: u64, time_ms: u64, bytes: &[u8]) -> Value {
         "index": index,
         "time_ms": time_ms,
         "kind": kind.map_or_else(|| entry.kind.to_string(), |kind| format!("{kind:?}").to_uppercase()),
-        "author": author(state, &entry),
+        "author": names::author(state, &entry.author),
         "id": entry.id().to_string(),
         "summary": record.map_or_else(String::new, |record| summary(state, &record)),
     })
-}
-
-fn author(state: &State, entry: &Entry) -> String {
-    let administrators = state.genesis.iter().flat_map(|genesis| &genesis.administrators);
-    let by_key =
-        |a: &&mayfly_protocol::record::Administrator| mayfly_protocol::ids::public_key_id(&a.key.0) == entry.author.0;
-    match administrators.clone().find(by_key) {
-        Some(administrator) => administrator.name.clone(),
-        None => state.device_name(&entry.author.into()),
-    }
 }
 
 /// A record in one line, for people.

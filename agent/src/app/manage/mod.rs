@@ -3,6 +3,7 @@
 //! Root and the agent's own user may ask everything. Everybody else gets `status`, in which only keys and tokens that he may see are counted
 //! and named, those tokens and keys themselves, and his own refusals. Secrets never pass here: no key bytes, no PINs.
 
+pub mod attestation;
 pub mod devices;
 pub mod keys;
 pub mod ledger;
@@ -47,6 +48,10 @@ enum Command {
     DeviceList {},
     #[serde(rename = "device.show")]
     DeviceShow { device: String },
+    #[serde(rename = "chip.show")]
+    ChipShow {},
+    #[serde(rename = "chip.prove")]
+    ChipProve { challenge: String },
     #[serde(rename = "ledger.show")]
     LedgerShow { from: Option<u64>, count: Option<u64> },
     #[serde(rename = "ledger.verify")]
@@ -100,6 +105,8 @@ fn carry_out(caller: &Caller<'_>, command: Command) -> Done<Value> {
         Command::TokenList {} => Ok(tokens::list(caller)),
         Command::DeviceList {} => Ok(devices::list(caller)),
         Command::DeviceShow { device } => devices::show(caller, &device),
+        Command::ChipShow {} => attestation::show(caller),
+        Command::ChipProve { challenge } => attestation::prove(caller, &challenge),
         Command::LedgerShow { from, count } => ledger::show(caller, from, count),
         Command::LedgerVerify {} => ledger::verify(caller),
     }

@@ -1,7 +1,8 @@
 //! Keys, tokens and devices as people name them: by label, name or id.
 
+use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::state::{KeyState, State};
-use mayfly_protocol::{DeviceId, KeyId, TokenId};
+use mayfly_protocol::{AuthorId, DeviceId, KeyId, TokenId};
 
 use crate::app::caller::Caller;
 use crate::app::ck::{CKR_ARGUMENTS_BAD, CKR_KEY_HANDLE_INVALID, CKR_TOKEN_NOT_PRESENT};
@@ -10,6 +11,15 @@ use crate::app::objects::make::label_of;
 
 /// Keys that are named in a refusal at most.
 const NAMED_MAX: usize = 8;
+
+/// An author as people name it: an administrator's or a device's name, or the start of its id.
+pub fn author(state: &State, author: &AuthorId) -> String {
+    let mut administrators = state.genesis.iter().flat_map(|genesis| &genesis.administrators);
+    match administrators.find(|a| public_key_id(&a.key.0) == author.0) {
+        Some(administrator) => administrator.name.clone(),
+        None => state.device_name(&DeviceId::from(*author)),
+    }
+}
 
 /// Whether the caller may know of a key: managers of all that the device sees, others of those that they may use.
 pub fn may_know(caller: &Caller<'_>, state: &State, key: &KeyState) -> bool {

@@ -76,6 +76,7 @@ pub fn show(caller: &Caller<'_>) -> Value {
             "software_only": vault.software_only,
             "note": vault.note,
         },
+        "attestation": device.map(|device| super::attestation::of(&state, &id, device)),
         "holdings": {
             "shards": holdings.shards,
             "pending_shards": holdings.pending_shards,
@@ -133,6 +134,9 @@ fn warnings(state: &State, fresh: &FreshnessStatus, peers: &[PeerStatus], caller
         state.devices.values().filter(|d| d.is_member() && d.software_only).map(|d| d.name.as_str()).collect();
     if !software.is_empty() {
         warnings.push(format!("software-only vaults, for development: {}", software.join(", ")));
+    }
+    if caller.principal.manages() {
+        warnings.extend(super::attestation::warnings(caller, state));
     }
     if !mayfly_secmem::status().memfd_secret {
         warnings.push("secret memory is locked but not hidden from root: memfd_secret is not available".into());

@@ -6,8 +6,9 @@
 //! | [`Exchange`] | questions to several devices at once, asked and awaited by one thread |
 //! | [`Server`] | one thread for each connection that others opened |
 //!
-//! What must never happen here: a byte of an application message before both sides have proved the session key of a member; a shard in a
-//! message in the clear; an unbounded wait, frame, or number of connections.
+//! What must never happen here: a byte of an application message before both sides have proved a session key on the ledger; an answer to
+//! anything but its attestation for a device that is no member; a shard in a message in the clear; an unbounded wait, frame, or number of
+//! connections.
 
 mod conn;
 mod exchange;
@@ -47,10 +48,30 @@ pub const UNPROVED_MAX: usize = 128;
 /// Most of these from one address (an IPv6 network of 64 bits counts as one); beyond, its oldest one makes room.
 pub const UNPROVED_PER_ADDRESS_MAX: usize = SERVED_PER_PEER_MAX;
 
+/// Most connections of candidates that are served: whoever has an invitation can be one.
+pub const CANDIDATES_MAX: usize = 16;
+/// Most connections of one candidate.
+pub const CANDIDATE_CONNECTIONS_MAX: usize = 2;
+/// Age after which a candidate's connection is closed: an attestation takes seconds.
+pub const CANDIDATE_AGE_MAX: Duration = Duration::from_secs(60);
+/// Questions after which it is closed: an attestation has two.
+pub const CANDIDATE_QUESTIONS_MAX: usize = 8;
+
+/// As what a device may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// As a member: it may ask everything, and each question has rules of its own.
+    Member,
+    /// It has joined and waits for approval: it may ask to be attested, and nothing else.
+    Candidate,
+}
+
 /// What connections need to know of the verified ledger.
 pub trait Directory: Send + Sync + std::fmt::Debug {
-    /// The member whose newest, valid session key this is. Waits for the ledger to bring an unknown one, up to `patience`.
-    fn device_of(&self, key: &PublicKey, patience: Duration) -> Option<DeviceId>;
+    /// The device whose newest, valid session key this is, and its standing. Waits for the ledger to bring an unknown one, up to `patience`.
+    fn caller_of(&self, key: &PublicKey, patience: Duration) -> Option<(DeviceId, Standing)>;
+    /// As what the device may speak whose newest, valid session key this is; `None`: it is not, or may not.
+    fn standing_of(&self, device: &DeviceId, key: &PublicKey) -> Option<Standing>;
     /// The newest, valid session key of a member that is not banned.
     fn session_of(&self, device: &DeviceId) -> Option<PublicKey>;
     /// Where a member can be reached, `host:port`.

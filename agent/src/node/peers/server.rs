@@ -4,7 +4,10 @@ use super::conn::exporter;
 use super::link::{Link, LinkError};
 use super::table::{Admission, Table};
 use super::tls::{self, Tls};
-use super::{HANDSHAKE_TIMEOUT, Local, OPEN_TIMEOUT, Peers, SERVED_AGE_MAX, SERVED_PER_PEER_MAX};
+use super::{
+    CANDIDATE_AGE_MAX, CANDIDATE_CONNECTIONS_MAX, CANDIDATE_QUESTIONS_MAX, CANDIDATES_MAX, HANDSHAKE_TIMEOUT, Local,
+    OPEN_TIMEOUT, Peers, SERVED_AGE_MAX, SERVED_PER_PEER_MAX, Standing,
+};
 use mayfly_crypto::envelope::{Ephemeral, Session};
 use mayfly_crypto::sign::PublicKey;
 use mayfly_protocol::DeviceId;
@@ -28,6 +31,8 @@ pub struct Caller {
     pub device: DeviceId,
     /// Its session key.
     pub key: PublicKey,
+    /// As what it speaks.
+    pub standing: Standing,
 }
 
 /// Answers questions.
@@ -77,10 +82,10 @@ impl Server {
         self.served().end(which);
     }
 
-    /// Ends connections whose caller is no member any more, or has a newer session.
+    /// Ends connections whose caller may not speak any more, or has a newer session.
     pub fn prune(&self) {
         let directory = &self.local.directory;
-        self.end(|caller| caller.is_some_and(|c| directory.session_of(&c.device) != Some(c.key)));
+        self.end(|caller| caller.is_some_and(|c| directory.standing_of(&c.device, &c.key).is_none()));
     }
 
     /// Who has a connection.
@@ -120,10 +125,17 @@ impl Server {
 
     fn serve(&self, socket: TcpStream, number: u64) -> Result<(), LinkError> {
         let (mut link, caller, mut session) = self.open(socket, number)?;
-        let end = Instant::now() + SERVED_AGE_MAX;
-        while Instant::now() < end {
+        let (age_max, mut questions) = match caller.standing {
+            Standing::Member => (SERVED_AGE_MAX, usize::MAX),
+            Standing::Candidate => (CANDIDATE_AGE_MAX, CANDIDATE_QUESTIONS_MAX),
+        };
+        let end = Instant::now() + age_max;
+        while Instant::now() < end && questions > 0 {
             match link.frame()? {
-                Some(frame) => self.one(&mut link, &caller, &mut session, &frame)?,
+                Some(frame) => {
+                    questions -= 1;
+                    self.one(&mut link, &caller, &mut session, &frame)?;
+                }
                 None => {
                     link.wait(end)?;
                 }
@@ -145,7 +157,7 @@ impl Server {
             }
         }
         let key = tls::peer_key(link.tls()).ok_or(LinkError::NotMember)?;
-        let device = self.local.directory.device_of(&key, Duration::ZERO).ok_or(LinkError::NotMember)?;
+        let (device, standing) = self.local.directory.caller_of(&key, Duration::ZERO).ok_or(LinkError::NotMember)?;
         let theirs = loop {
             match link.frame()? {
                 Some(frame) => break Hello::from_bytes(&frame)?,
@@ -154,7 +166,7 @@ impl Server {
             }
         };
         theirs.check(&self.local.network, &device)?;
-        let caller = Caller { device, key };
+        let caller = Caller { device, key, standing };
         self.register(number, &caller)?;
         let ephemeral = Ephemeral::generate()?;
         let ours = self.local.hello(&ephemeral);
@@ -166,24 +178,35 @@ impl Server {
 
     fn register(&self, number: u64, caller: &Caller) -> Result<(), LinkError> {
         let mut served = self.served();
-        if served.callers().filter(|c| c.device == caller.device).count() >= SERVED_PER_PEER_MAX {
+        let per_device_max = match caller.standing {
+            Standing::Member => SERVED_PER_PEER_MAX,
+            Standing::Candidate => CANDIDATE_CONNECTIONS_MAX,
+        };
+        if served.callers().filter(|c| c.device == caller.device).count() >= per_device_max {
             return Err(std::io::Error::other("this device has too many connections already").into());
+        }
+        let candidates = served.callers().filter(|c| c.standing == Standing::Candidate).count();
+        if caller.standing == Standing::Candidate && candidates >= CANDIDATES_MAX {
+            return Err(std::io::Error::other("too many devices that wait for approval are connected already").into());
         }
         if served.prove(number, caller.clone()) { Ok(()) } else { Err(LinkError::Closed) }
     }
 
-    /// One question. Membership is looked up for each: a ban takes effect in the middle of a connection.
+    /// One question. The standing is looked up for each: a ban takes effect in the middle of a connection.
     fn one(&self, link: &mut Link, caller: &Caller, session: &mut Session, frame: &[u8]) -> Result<(), LinkError> {
         let Request { id, ask } = Request::from_bytes(frame)?;
-        let known = self.local.directory.session_of(&caller.device) == Some(caller.key);
-        let reply = if known {
-            self.service.answer(caller, session, ask)
-        } else {
-            let text = "the session key is not that of a member any more";
-            Reply::Refused(Refused::new(Cause::Session, text, self.local.directory.head()))
+        let refused = |cause, text| Reply::Refused(Refused::new(cause, text, self.local.directory.head()));
+        let standing = self.local.directory.standing_of(&caller.device, &caller.key);
+        let reply = match (standing, ask) {
+            (Some(Standing::Member), ask) => self.service.answer(caller, session, ask),
+            (Some(Standing::Candidate), ask @ Ask::Attest(_)) => self.service.answer(caller, session, ask),
+            (Some(Standing::Candidate), _) => {
+                refused(Cause::Denied, "a device that waits for approval may only ask to be attested")
+            }
+            (None, _) => refused(Cause::Session, "the session key is not that of a device that may ask any more"),
         };
         link.send(&Answer { id, reply }.frame())?;
-        if known { Ok(()) } else { Err(LinkError::NotMember) }
+        if standing.is_some() { Ok(()) } else { Err(LinkError::NotMember) }
     }
 }
 

@@ -155,7 +155,8 @@ mod tests {
     }
 
     fn caller() -> Caller {
-        Caller { device: DeviceId([1; 32]), key: Ed25519Secret::generate().unwrap().public() }
+        let key = Ed25519Secret::generate().unwrap().public();
+        Caller { device: DeviceId([1; 32]), key, standing: crate::node::peers::Standing::Member }
     }
 
     #[test]

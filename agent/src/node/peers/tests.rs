@@ -19,15 +19,25 @@ use std::time::Instant;
 
 const SECRET: &[u8; 64] = &[42; 64];
 
-/// Members, as the ledger would name them.
+/// Members and candidates, as the ledger would name them.
 #[derive(Debug, Default)]
-struct Table(RwLock<HashMap<DeviceId, (PublicKey, String)>>);
+struct Table(RwLock<HashMap<DeviceId, (PublicKey, String)>>, RwLock<HashMap<DeviceId, PublicKey>>);
 
 impl Directory for Table {
-    fn device_of(&self, key: &PublicKey, patience: Duration) -> Option<DeviceId> {
+    fn standing_of(&self, device: &DeviceId, key: &PublicKey) -> Option<Standing> {
+        let candidate = self.1.read().unwrap().get(device) == Some(key);
+        let member = || (self.session_of(device) == Some(*key)).then_some(Standing::Member);
+        if candidate { Some(Standing::Candidate) } else { member() }
+    }
+
+    fn caller_of(&self, key: &PublicKey, patience: Duration) -> Option<(DeviceId, Standing)> {
         let deadline = Instant::now() + patience;
         loop {
-            let found = self.0.read().unwrap().iter().find(|(_, (k, _))| k == key).map(|(d, _)| *d);
+            let member =
+                self.0.read().unwrap().iter().find(|(_, (k, _))| k == key).map(|(d, _)| (*d, Standing::Member));
+            let candidate =
+                || self.1.read().unwrap().iter().find(|(_, k)| *k == key).map(|(d, _)| (*d, Standing::Candidate));
+            let found = member.or_else(candidate);
             if found.is_some() || Instant::now() >= deadline {
                 return found;
             }
@@ -152,7 +162,7 @@ fn members_talk_and_know_who_they_talk_to() {
 fn a_stranger_gets_no_answer_and_a_late_comer_is_waited_for() {
     let table = Arc::new(Table::default());
     let (one, two) = (agent(&table, 1, true), agent(&table, 2, true));
-    let elsewhere = Arc::new(Table(RwLock::new(table.0.read().unwrap().clone())));
+    let elsewhere = Arc::new(Table(RwLock::new(table.0.read().unwrap().clone()), RwLock::default()));
     let stranger = Peers::new(local(&elsewhere, 3), Arc::new(Ed25519Secret::generate().unwrap()));
     assert!(ask(&stranger, two.device, SOON).is_err());
     assert_eq!(*two.service.0.lock().unwrap(), []);
@@ -198,7 +208,7 @@ fn a_member_that_loses_its_right_is_cut_off_in_the_middle_of_a_connection() {
     let table = Arc::new(Table::default());
     let (one, two) = (agent(&table, 1, true), agent(&table, 2, true));
     // Two tables: the first agent does not know that it was banned.
-    let its_own = Arc::new(Table(RwLock::new(table.0.read().unwrap().clone())));
+    let its_own = Arc::new(Table(RwLock::new(table.0.read().unwrap().clone()), RwLock::default()));
     let session = Arc::new(Ed25519Secret::generate().unwrap());
     for table in [&table, &its_own] {
         table.0.write().unwrap().insert(DeviceId([3; 32]), (session.public(), String::new()));
@@ -338,4 +348,108 @@ fn the_keeper_opens_connections_and_finds_back_those_who_were_away() {
         wait("found back", &|| one.peers.standing(&peer).failed.is_none() && two.server.count() > 0);
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// An agent that waits for approval by everybody else's ledger; its own ledger knows the members.
+fn candidate(table: &Arc<Table>, number: u8) -> (Arc<Peers>, DeviceId) {
+    let session = Arc::new(Ed25519Secret::generate().unwrap());
+    let device = DeviceId([number; 32]);
+    table.1.write().unwrap().insert(device, session.public());
+    (Arc::new(Peers::new(local(table, number), session)), device)
+}
+
+fn ask_to_be_attested() -> Ask {
+    Ask::Attest(mayfly_protocol::peer::AttestAsk::Prove(vec![1]))
+}
+
+#[test]
+fn a_candidate_may_ask_to_be_attested_and_nothing_else() {
+    let table = Arc::new(Table::default());
+    let two = agent(&table, 2, true);
+    let (peers, device) = candidate(&table, 9);
+    let question = |ask: Ask| {
+        let mut exchange = Exchange::new(&peers);
+        exchange.ask(two.device, Box::new(move |_| Ok(ask.clone())));
+        let mut came = Err("nothing came".to_owned());
+        exchange.wait(Instant::now() + SOON, |_, outcome| {
+            came = match outcome {
+                Outcome::Answer(reply, _) => Ok(reply),
+                Outcome::Lost(why) => Err(why),
+            };
+        });
+        came
+    };
+    let fresh = FreshAsk { nonce: [0; 32], head: Head::default() };
+    let alarm = mayfly_protocol::peer::Alarm { entry: vec![1] };
+    for ask in [Ask::Fresh(fresh), Ask::Alarm(alarm)] {
+        let reply = question(ask).unwrap();
+        assert!(
+            matches!(&reply, Reply::Refused(r) if r.cause == Cause::Denied && r.text.contains("only ask")),
+            "{reply:?}"
+        );
+    }
+    assert!(two.service.0.lock().unwrap().is_empty(), "the questions were not even looked at");
+    question(ask_to_be_attested()).unwrap();
+    assert_eq!(*two.service.0.lock().unwrap(), [device]);
+    // It takes no connection of its own part: a candidate is nobody whom members open connections to.
+    assert!(ask(&two.peers, device, SOON).unwrap_err().contains("no member"));
+
+    // Banned in the middle: the connection ends.
+    table.1.write().unwrap().remove(&device);
+    assert!(question(ask_to_be_attested()).is_err());
+    assert_eq!(two.service.0.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn candidates_are_few_and_their_questions_too() {
+    let table = Arc::new(Table::default());
+    let (one, two) = (agent(&table, 1, true), agent(&table, 2, true));
+    let open = |peers: &Peers| -> Option<Conn> {
+        let (mut conn, _) = peers.take(&two.device, true).unwrap();
+        let deadline = Instant::now() + SOON;
+        loop {
+            match conn.advance(peers.local()) {
+                Ok(true) => return Some(conn),
+                Ok(false) => assert!(Instant::now() < deadline),
+                Err(_) => return None,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let devices = CANDIDATES_MAX / CANDIDATE_CONNECTIONS_MAX;
+    let mut kept = Vec::new();
+    for number in 0..devices {
+        let (peers, _) = candidate(&table, 100 + u8::try_from(number).unwrap());
+        kept.extend((0..CANDIDATE_CONNECTIONS_MAX).map(|_| open(&peers).expect("within the bounds")));
+        assert!(open(&peers).is_none(), "one candidate's bound");
+    }
+    let (late, _) = candidate(&table, 200);
+    assert!(open(&late).is_none(), "the bound of all candidates");
+    ask(&one.peers, two.device, SOON).unwrap(); // members do not notice
+    let mut conn = kept.pop().unwrap();
+    let mut answers = 0;
+    for _ in 0..2 * CANDIDATE_QUESTIONS_MAX {
+        let deadline = Instant::now() + SOON;
+        if conn.ask(ask_to_be_attested()).is_err() {
+            break;
+        }
+        let answer = loop {
+            match conn.answer() {
+                Ok(Some(answer)) => break Some(answer),
+                Ok(None) => assert!(Instant::now() < deadline),
+                Err(_) => break None,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        if answer.is_none() {
+            break;
+        }
+        answers += 1;
+    }
+    assert_eq!(answers, CANDIDATE_QUESTIONS_MAX);
+    // What ended makes room.
+    let deadline = Instant::now() + SOON;
+    while open(&late).is_none() {
+        assert!(Instant::now() < deadline);
+    }
 }

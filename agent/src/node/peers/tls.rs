@@ -1,4 +1,5 @@
-//! TLS 1.3 between agents: raw public keys (RFC 7250) on both sides, each the session key of a member on the verified ledger.
+//! TLS 1.3 between agents: raw public keys (RFC 7250) on both sides, each a session key on the verified ledger: a member's; or, of the
+//! opener, that of a device which waits for approval.
 //!
 //! No certificates, names, resumption, earlier versions, or application data before both sides are known. The session's private key stays
 //! in secret memory: rustls asks [`SessionSigner`] for a signature and never sees the key.
@@ -6,7 +7,6 @@
 use super::Directory;
 use mayfly_crypto::sign::{Alg, Ed25519Secret, PublicKey};
 use mayfly_ledger_client::tls::spki;
-use mayfly_protocol::DeviceId;
 use mayfly_protocol::peer::ALPN;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
@@ -83,9 +83,9 @@ impl Tls {
         Some(config)
     }
 
-    /// For whoever is a member by `directory`.
+    /// For whoever is known to `directory`: what it may ask is its standing.
     pub(super) fn server(&self, directory: Arc<dyn Directory>) -> ServerConfig {
-        let verifier = PeerVerifier::new(&self.provider, Accept::Members(directory));
+        let verifier = PeerVerifier::new(&self.provider, Accept::Known(directory));
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])
             .expect("the provider has TLS 1.3")
@@ -116,7 +116,7 @@ fn key_of(spki_der: &[u8]) -> Option<PublicKey> {
 #[derive(Debug)]
 enum Accept {
     Exactly(SubjectPublicKeyInfoDer<'static>),
-    Members(Arc<dyn Directory>),
+    Known(Arc<dyn Directory>),
 }
 
 #[derive(Debug)]
@@ -134,12 +134,12 @@ impl PeerVerifier {
     fn judge(&self, spki: &[u8], more: &[CertificateDer<'_>]) -> Result<(), Error> {
         let known = match &self.accept {
             Accept::Exactly(expected) => spki == expected.as_ref(),
-            Accept::Members(directory) => key_of(spki).and_then(|key| member(directory.as_ref(), &key)).is_some(),
+            Accept::Known(directory) => key_of(spki).is_some_and(|key| is_known(directory.as_ref(), &key)),
         };
         if known && more.is_empty() {
             Ok(())
         } else {
-            Err(Error::General("the peer's key is not the session key of a member".into()))
+            Err(Error::General("the peer's key is not the session key of a device that may connect".into()))
         }
     }
 
@@ -153,9 +153,9 @@ impl PeerVerifier {
     }
 }
 
-/// The member whose session key this is; an unknown key is given time to arrive with the ledger.
-fn member(directory: &dyn Directory, key: &PublicKey) -> Option<DeviceId> {
-    directory.device_of(key, super::UNKNOWN_KEY_PATIENCE)
+/// Whether this is a session key of a member or a candidate; an unknown key is given time to arrive with the ledger.
+fn is_known(directory: &dyn Directory, key: &PublicKey) -> bool {
+    directory.caller_of(key, super::UNKNOWN_KEY_PATIENCE).is_some()
 }
 
 fn no_tls12() -> Error {

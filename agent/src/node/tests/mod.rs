@@ -1,5 +1,7 @@
 //! The node as a whole: a gateway, real vaults, real peers.
 
+mod attestation;
+mod chips;
 mod figures;
 mod holders;
 mod net;

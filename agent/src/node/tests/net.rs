@@ -82,6 +82,13 @@ impl Net {
     }
 
     pub fn with_policy(n: usize, policy: NetworkPolicy) -> Net {
+        let mut net = Net::bare(policy);
+        net.fill(n);
+        net
+    }
+
+    /// A gateway and an administrator, without devices.
+    pub fn bare(policy: NetworkPolicy) -> Net {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         if std::env::var_os("MAYFLY_TEST_LOG").is_some() {
             let filter = tracing_subscriber::EnvFilter::from_env("MAYFLY_TEST_LOG");
@@ -109,9 +116,7 @@ impl Net {
         .unwrap();
         let id = AuthorId(public_key_id(&admin.0.public()));
         let author = Author::open(replica.clone(), &dir.path().join("admin-outbox"), id, admin.clone()).unwrap();
-        let mut net = Net { dir, gateway, file, admin, author, replica, nodes: Vec::new() };
-        net.fill(n);
-        net
+        Net { dir, gateway, file, admin, author, replica, nodes: Vec::new() }
     }
 
     fn fill(&mut self, n: usize) {
@@ -162,6 +167,13 @@ impl Net {
         self.nodes[i] = Some(node);
     }
 
+    /// Starts agent `i` with these sections in its configuration.
+    pub fn start_with(&mut self, i: usize, sections: &str) {
+        let config = config_with(self.dir.path(), i, sections);
+        self.nodes.resize(self.nodes.len().max(i + 1), None);
+        self.nodes[i] = Some(Node::start(config, Shutdown::default()).unwrap());
+    }
+
     pub fn stop(&mut self, i: usize) {
         let node = self.nodes[i].take().unwrap();
         node.stop();
@@ -184,13 +196,23 @@ impl Net {
         self.gateway = Some(start_gateway(self.dir.path()));
     }
 
-    fn invite(&self) -> JoinToken {
+    pub fn invite(&self) -> JoinToken {
         let seed = Secret::<32>::try_new_with(|s| mayfly_secmem::random(s)).unwrap();
         let public = Ed25519Secret::from_seed(copy(&seed)).public();
         self.post(Invite { seed_key: Verifier(public), not_after_ms: now_ms() + 600_000 });
         let gateways = self.file.gateways.iter();
         let gateways = gateways.map(|g| Gateway { key: Verifier(g.key), addresses: vec![g.address.clone()] });
         JoinToken { network: self.file.network, gateways: gateways.collect(), seed }
+    }
+
+    /// The administrator's id.
+    pub fn administrator(&self) -> AuthorId {
+        self.author.id()
+    }
+
+    /// Posts a record of the administrator that is refused; why.
+    pub fn refused(&self, record: impl Into<Record>) -> String {
+        self.author.post(&record.into(), &[], PATIENCE).unwrap_err().to_string()
     }
 
     /// Posts a record of the administrator.
@@ -287,19 +309,30 @@ fn copy(secret: &Secret<32>) -> Secret<32> {
 }
 
 pub fn config(dir: &Path, i: usize) -> Config {
+    let folder = folder(dir, i);
+    let vault = format!(
+        "[vault]\nkind = \"file\"\nconfig = '''\npassphrase_file = \"{}\"\n'''\n",
+        folder.join("passphrase").display()
+    );
+    config_with(dir, i, &vault)
+}
+
+fn folder(dir: &Path, i: usize) -> PathBuf {
     let folder = dir.join(name(i));
     if !folder.exists() {
         std::fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
         write_private(&folder.join("passphrase"), b"correct horse battery staple");
     }
-    let passphrase = folder.join("passphrase");
+    folder
+}
+
+/// The configuration of agent `i` with these sections, that of the vault among them.
+pub fn config_with(dir: &Path, i: usize, sections: &str) -> Config {
+    let folder = folder(dir, i);
     let text = format!(
         "device_name = \"{}\"\ndata_dir = \"data\"\nnetwork = \"../network.toml\"\nsocket = \"agent.sock\"\n\
-         [peers]\nlisten = \"127.0.0.1:0\"\n\
-         [vault]\nkind = \"file\"\nconfig = '''\npassphrase_file = \"{}\"\n'''\n\
-         [danger]\nplugin_path_unchecked = true\n",
+         [peers]\nlisten = \"127.0.0.1:0\"\n{sections}[danger]\nplugin_path_unchecked = true\n",
         name(i),
-        passphrase.display()
     );
     let path = folder.join("agent.toml");
     std::fs::write(&path, text).unwrap();

@@ -221,6 +221,15 @@ fn keys_have_one_form_on_the_wire() {
 
 /// The crate's own signer agrees with the vectors, which keeps the constants above honest.
 #[test]
+fn coordinates_of_p256_keys() {
+    // RFC 6979, section A.2.5
+    let (x, y) = p256().coordinates().unwrap();
+    assert_eq!(hex::encode(x), "60fed4ba255a9d31c961eb74c6356d68c049b8923b61fa6ce669622e60f29fb6");
+    assert_eq!(hex::encode(y), "7903fe1008b8bc99a41ae9e95628bc64f2f1b20c2d7e9f5177a3c294d4462299");
+    assert_eq!(ed25519(RFC8032[0].1).coordinates(), None);
+}
+
+#[test]
 fn p256_constants_belong_together() {
     let key = p256::ecdsa::SigningKey::from_slice(&bytes(RFC6979_SECRET)).unwrap();
     assert_eq!(hex::encode(key.verifying_key().to_sec1_point(true).as_bytes()), RFC6979_PUBLIC);

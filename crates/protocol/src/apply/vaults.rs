@@ -43,10 +43,18 @@ impl State {
             }
             ensure(witness != r.device, "a device does not attest itself")?;
         }
+        self.check_chip(&entry.author, r)
+    }
+
+    /// Whether an attestation by this author fits what is known of the device and of other devices: all but who may say it.
+    ///
+    /// # Errors
+    /// [`Refusal::Rule`].
+    pub fn check_chip(&self, author: &AuthorId, r: &record::Attest) -> Result<(), Refusal> {
         let device = self.devices.get(&r.device);
         let device =
             device.filter(|d| !d.is_banned()).ok_or(Refusal::Rule("device has not joined, or is banned".into()))?;
-        let before = device.attestations.get(&entry.author).map(|a| &a.record.chip);
+        let before = device.attestations.get(author).map(|a| &a.record.chip);
         ensure(
             before.into_iter().chain(device.chip.as_deref()).all(|chip| *chip == r.chip),
             "another chip was attested before: a device stays with its chip, ban it and enrol it anew",
