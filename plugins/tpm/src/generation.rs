@@ -19,6 +19,10 @@ use mayfly_vault_store::{GENERATION, STAGED, random, refusal};
 use std::time::Instant;
 use zeroize::Zeroizing;
 
+/// A chip refuses a policy that looked at registers when any of its registers has changed since; the kernel's own
+/// measurements (IMA) do that all the time while a machine starts.
+const UNSEALS_MAX: usize = 5;
+
 /// Where the vault stands, by the counter.
 pub(crate) struct Standing {
     /// The committed generation.
@@ -47,8 +51,8 @@ impl Standing {
 
     fn stale(&self) -> Fault {
         let text = format!(
-            "generation {} is committed, but the folder holds the keys of {}: it was put back from a copy, or somebody \
-             incremented the counter; what was sealed is lost here, stage and commit the next generation",
+            "the TPM's counter is ahead: it is at generation {}, the folder holds the keys of {}: that was put back from a \
+             copy, or somebody incremented the counter; what was sealed is lost here, stage and commit the next generation",
             self.current, self.held
         );
         Fault::told(Status::Corrupt, text)
@@ -206,6 +210,22 @@ impl TpmVault {
     }
 
     fn unseal(
+        &self,
+        link: &Link<'_>,
+        file: &GenerationFile,
+        tier: Tier,
+        key: &mut [u8; VAULT_KEY_BYTES],
+    ) -> Result<(), Fault> {
+        for _ in 1..UNSEALS_MAX {
+            match self.unseal_once(link, file, tier, key) {
+                Err(fault) if fault.tpm().is_some_and(|error| error.is(tss::PCR_CHANGED)) => {}
+                other => return other,
+            }
+        }
+        self.unseal_once(link, file, tier, key)
+    }
+
+    fn unseal_once(
         &self,
         link: &Link<'_>,
         file: &GenerationFile,

@@ -87,7 +87,10 @@ fn a_counter_ahead_is_told() {
     assert_eq!(vault.generation().unwrap().current, 2);
     let mut key = [0; 32];
     assert_eq!(vault.open_key(1, Tier::Boot, &mut key).unwrap_err().status, Status::NoGeneration);
-    assert_eq!(vault.open_key(2, Tier::Boot, &mut key).unwrap_err().status, Status::Corrupt);
+    let error = vault.open_key(2, Tier::Boot, &mut key).unwrap_err();
+    assert_eq!(error.status, Status::Corrupt);
+    assert!(error.message.contains("the TPM's counter is ahead"), "{error}");
+    assert!(vault.health().unwrap().detail.contains("the TPM's counter is ahead"));
     let staged = stage(&mut vault, 3);
     vault.commit(3).unwrap();
     vault.open_key(3, Tier::Boot, &mut key).unwrap();

@@ -566,6 +566,47 @@ fn registers_change_and_are_approved_again() {
     assert_eq!(chip.occupied(), 0);
 }
 
+/// Registers change while the chip checks the policy: another try, and only when that never ends a word about it; the
+/// vault is neither damaged nor unapproved.
+#[test]
+fn registers_that_change_in_the_middle() {
+    const UNSEAL: u32 = 0x015e;
+    let chip = Swtpm::start();
+    let proxy = Proxy::start(&chip);
+    let approver = Approver::new(9);
+    let mut config = with_registers(&chip, &approver);
+    config.config_text = config.config_text.replace(&chip.tcti(), &proxy.tcti());
+    let vault = VaultPlugin::start(&config).unwrap();
+    let now = policy(&vault);
+    let registers = Selection::of(&[16]).unwrap();
+    vault.control("approve", &approver.sign(&now.vault, 1, registers, now.digest)).unwrap();
+    let good = advance(&vault, 1);
+    for (changes, opens) in [(1, true), (4, true), (usize::MAX, false)] {
+        let (tcti, mut left) = (chip.tcti(), changes);
+        proxy.shared.judge(move |_, code| {
+            if code == UNSEAL && left > 0 {
+                left -= 1;
+                // a register that nobody asks about
+                let one = format!("3:sha256={}", "11".repeat(32));
+                let run =
+                    std::process::Command::new("tpm2").args(["pcrextend", &one]).env("TPM2TOOLS_TCTI", &tcti).status();
+                assert!(run.unwrap().success());
+            }
+            Act::Pass
+        });
+        match key(&vault, 1) {
+            Ok(key) => assert!(opens && key == good, "{changes} changes"),
+            Err(error) => {
+                assert!(!opens, "{changes} changes: {error}");
+                assert_eq!(error.status(), Some(Status::Transient), "{error}");
+            }
+        }
+        proxy.shared.pass_all();
+        assert_eq!(chip.occupied(), 0);
+    }
+    assert_eq!(key(&vault, 1).unwrap(), good);
+}
+
 /// The next boot's values, approved before the change: no gap at all.
 #[test]
 fn an_update_that_was_approved_before() {

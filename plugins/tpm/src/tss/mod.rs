@@ -27,7 +27,7 @@ pub(crate) use attest::{EndorsementUse, RawSigned};
 pub(crate) use library::prepare;
 pub(crate) use nv::Index;
 pub(crate) use object::{Hierarchy, Object};
-pub(crate) use rc::base::{HANDLE, NV_DEFINED, NV_UNINITIALIZED, POLICY, POLICY_FAIL, VALUE};
+pub(crate) use rc::base::{HANDLE, NV_DEFINED, NV_UNINITIALIZED, PCR_CHANGED, POLICY, POLICY_FAIL, VALUE};
 pub(crate) use rc::{Layer, TpmError};
 pub(crate) use session::{PolicySession, Protect, Session};
 pub(crate) use tcti::has_resource_manager;

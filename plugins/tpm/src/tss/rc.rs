@@ -36,6 +36,7 @@ pub(crate) mod base {
     pub(crate) const BAD_AUTH: u32 = 0xa2;
     // format zero
     pub(crate) const POLICY: u32 = 0x126;
+    pub(crate) const PCR_CHANGED: u32 = 0x128;
     pub(crate) const NV_DEFINED: u32 = 0x14c;
     pub(crate) const NV_UNINITIALIZED: u32 = 0x14a;
     pub(crate) const NV_SPACE: u32 = 0x14b;
@@ -111,6 +112,7 @@ impl TpmError {
     fn status(&self) -> Status {
         match (self.layer(), self.base()) {
             (Layer::Tpm, base::LOCKOUT) => Status::Lockout,
+            (Layer::Tpm, base::PCR_CHANGED) => Status::Transient,
             (Layer::Tpm, _) if self.is_warning() => Status::Transient,
             (Layer::Tpm, base::AUTH_FAIL | base::BAD_AUTH) => Status::Auth,
             (Layer::Tpm, base::INTEGRITY) => Status::Corrupt,
@@ -125,6 +127,7 @@ impl TpmError {
             (Layer::Tpm, base::HANDLE) => ": there is no such object or index",
             (Layer::Tpm, base::AUTH_FAIL | base::BAD_AUTH) => ": wrong auth value",
             (Layer::Tpm, base::POLICY_FAIL | base::POLICY) => ": the policy is not satisfied",
+            (Layer::Tpm, base::PCR_CHANGED) => ": registers (PCR) changed meanwhile, try again",
             (Layer::Tpm, base::INTEGRITY) => ": the blob is damaged, or another TPM made it",
             (Layer::Tpm, base::NV_DEFINED) => ": the index is defined already",
             (Layer::Tpm, base::NV_UNINITIALIZED) => ": the index was never written",
@@ -181,6 +184,7 @@ mod tests {
             (0x99d, Layer::Tpm, base::POLICY_FAIL, Status::Io),
             (0x1c4, Layer::Tpm, base::VALUE, Status::Io),
             (0x126, Layer::Tpm, base::POLICY, Status::Io),
+            (0x128, Layer::Tpm, base::PCR_CHANGED, Status::Transient),
             (0x18b, Layer::Tpm, base::HANDLE, Status::Io),
             (0x1df, Layer::Tpm, base::INTEGRITY, Status::Corrupt),
             (0x98e, Layer::Tpm, base::AUTH_FAIL, Status::Auth),
