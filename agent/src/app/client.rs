@@ -89,6 +89,12 @@ impl<'a> Client<'a> {
         if carries_secrets(request) && !envelope.is_secret {
             return Err(Fail::new(CKR_ARGUMENTS_BAD, "a request with a PIN or a key is longer than 4 KiB"));
         }
+        if !caller.app.keys.has_node() && needs_node(request) {
+            let trouble = caller.app.keys.trouble();
+            return Err(trouble
+                .as_ref()
+                .map_or_else(|| Fail::new(CKR_DEVICE_ERROR, "the agent is starting"), Fail::from));
+        }
         place_thread(follow, envelope.cpu, request);
         let glance = match token_of(request) {
             Some(slot) => match caller.glance(slot) {
@@ -173,6 +179,11 @@ impl<'a> Client<'a> {
         };
         (may_know || caller.principal.manages()).then(|| view.label())
     }
+}
+
+/// Requests that make no sense while the vault does not open; the rest tell applications that there is no token, and people why.
+fn needs_node(request: &Request<'_>) -> bool {
+    !matches!(request, Request::Tokens | Request::LargeBuffer(_) | Request::Manage(_))
 }
 
 /// Requests whose frames must lie in secret memory: whatever can hold a PIN or a key.

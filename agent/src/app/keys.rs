@@ -1,6 +1,6 @@
 //! What this half of the agent needs of the other: the ledger's state, keys for the moment of a use, new records.
 //!
-//! [`Node`] is the one implementation that runs; tests put another in its place, with whole keys.
+//! [`super::desk::Desk`] is the one implementation that runs; tests put another in its place, with whole keys.
 
 use std::sync::Arc;
 
@@ -13,16 +13,17 @@ use super::fail::{Detail, Fail};
 use super::why::DeviceReason;
 use crate::node::attestation::{ChipError, Shown};
 use crate::node::{
-    AssembledKey, FreshnessStatus, Holdings, KeyError, KeyErrorKind, NewKey, Node, PeerStatus, Phase, VaultStatus,
+    AssembledKey, FreshnessStatus, Holdings, KeyError, KeyErrorKind, NewKey, Node, PeerStatus, Phase, Trouble,
+    VaultStatus,
 };
 
-/// The node, as applications' requests use it. See the same names at [`Node`].
+/// The node, as applications' requests use it. See the same names at [`crate::node::Node`].
 pub trait Keys: Send + Sync {
     /// The state that is acted upon. The same pointer as long as nothing changed.
     fn state(&self) -> Arc<State>;
     /// This device.
     fn device(&self) -> DeviceId;
-    /// Lends the assembled key to `work`, once, on the caller's stack: see [`Node::with_key`].
+    /// Lends the assembled key to `work`, once, on the caller's stack: see [`crate::node::Node::with_key`].
     ///
     /// # Errors
     /// [`KeyError`]; `work` was not called then.
@@ -45,6 +46,14 @@ pub trait Agent: Keys {
     fn tip(&self) -> Arc<State>;
     /// Where the agent stands.
     fn phase(&self) -> Phase;
+    /// Whether there is a node: the vault has opened since the start. Asked before each request.
+    fn has_node(&self) -> bool;
+    /// The node itself, for what only its vault can answer; tests have none.
+    fn node(&self) -> Option<&Node>;
+    /// What is wrong with the vault, if anything is.
+    fn trouble(&self) -> Option<Trouble>;
+    /// This device's name in its configuration: for as long as nothing else is known of it.
+    fn configured_name(&self) -> &str;
     /// Whether keys may be used now, and why not.
     fn freshness(&self) -> FreshnessStatus;
     /// The other members.
@@ -76,75 +85,9 @@ pub trait Agent: Keys {
     fn unattested(&self) -> Vec<(DeviceId, String)>;
 }
 
-impl Keys for Node {
-    fn state(&self) -> Arc<State> {
-        Node::state(self)
-    }
-
-    fn device(&self) -> DeviceId {
-        Node::device(self)
-    }
-
-    fn with_key(&self, key: &KeyId, purpose: Use, work: &mut dyn FnMut(&AssembledKey)) -> Result<(), KeyError> {
-        Node::with_key(self, key, purpose, work)
-    }
-
-    fn create_key(&self, key: NewKey) -> Result<KeyId, KeyError> {
-        Node::create_key(self, key)
-    }
-
-    fn post(&self, record: &Record) -> Result<u64, KeyError> {
-        Node::post(self, record)
-    }
-}
-
-impl Agent for Node {
-    fn tip(&self) -> Arc<State> {
-        self.replica().tip()
-    }
-
-    fn phase(&self) -> Phase {
-        Node::phase(self)
-    }
-
-    fn freshness(&self) -> FreshnessStatus {
-        Node::freshness(self)
-    }
-
-    fn peers(&self) -> Vec<PeerStatus> {
-        Node::peers(self)
-    }
-
-    fn clocks(&self) -> Option<Clocks> {
-        Node::clocks(self).ok()
-    }
-
-    fn ledger(&self) -> ReplicaStatus {
-        self.replica().status()
-    }
-
-    fn entries(&self, from: u64, count: usize) -> Result<Vec<(u64, u64, Vec<u8>)>, String> {
-        self.replica().entries(from, count).map_err(|error| error.to_string())
-    }
-
-    fn vault(&self) -> VaultStatus {
-        Node::vault(self)
-    }
-
-    fn holdings(&self) -> Holdings {
-        Node::holdings(self)
-    }
-
-    fn chip(&self) -> Result<Option<Shown>, ChipError> {
-        Node::chip(self)
-    }
-
-    fn prove(&self, challenge: &[u8]) -> Result<Vec<u8>, ChipError> {
-        Node::prove(self, challenge)
-    }
-
-    fn unattested(&self) -> Vec<(DeviceId, String)> {
-        Node::unattested(self)
+impl From<&Trouble> for Fail {
+    fn from(trouble: &Trouble) -> Self {
+        Fail::ruled(CKR_DEVICE_ERROR, "vault", trouble.sentence()).next(trouble.state.next())
     }
 }
 

@@ -17,7 +17,7 @@
 //! | [`objects`] | templates, attributes, the catalogue of each token |
 //! | [`operations`], [`streams`], [`mechanisms`], [`iv`], [`io`], [`cpu`] | using keys |
 //! | [`manage`], [`why`] | the command line's questions |
-//! | [`keys`] | what all this needs of the node |
+//! | [`keys`], [`desk`] | what all this needs of the node; the node, or why there is none |
 //! | [`fail`], [`reply`], [`ck`], [`settings`] | refusals, answers, PKCS#11's numbers, what an operator may set |
 //!
 //! What must never happen here:
@@ -31,6 +31,7 @@ pub mod caller;
 pub mod ck;
 pub mod client;
 pub mod cpu;
+pub mod desk;
 pub mod fail;
 pub mod io;
 pub mod iv;
@@ -51,6 +52,7 @@ pub mod ticket;
 pub mod tokens;
 pub mod why;
 
+pub use desk::Desk;
 pub use server::serve;
 pub use settings::Settings;
 

@@ -18,11 +18,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::client::{Client, Envelope};
 use super::fail::Fail;
+use super::keys::Agent;
 use super::principal::Peer;
 use super::reply::{self, Head, Reply};
 use super::settings::{Connections, Settings};
 use super::{App, ck, cpu};
-use crate::node::{Node, Shutdown};
+use crate::node::Shutdown;
 
 /// Secret memory for the frames of one connection: every frame with a PIN or a key fits.
 pub const SECRET_FRAME_BYTES: usize = 4096;
@@ -62,9 +63,9 @@ impl Default for Patience {
 ///
 /// # Errors
 /// The listener fails, or there is no secret memory to begin with.
-pub fn serve(node: Arc<Node>, listener: UnixListener, settings: Settings, shutdown: Shutdown) -> io::Result<()> {
+pub fn serve(agent: Arc<dyn Agent>, listener: UnixListener, settings: Settings, shutdown: Shutdown) -> io::Result<()> {
     raise_descriptor_limit(settings.connections.all_max);
-    let app = App::new(node, settings, None).map_err(io::Error::other)?;
+    let app = App::new(agent, settings, None).map_err(io::Error::other)?;
     serve_app(Arc::new(app), &listener, Patience::default(), &shutdown)
 }
 

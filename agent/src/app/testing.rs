@@ -28,7 +28,7 @@ use super::settings::Settings;
 use crate::node::attestation::{ChipError, Shown};
 use crate::node::{
     AssembledKey, AssemblyReport, FreshnessStatus, Holdings, KeyError, KeyErrorKind, Material, Missed, NewKey,
-    PeerStatus, Phase, ShareReport, VaultStatus,
+    PeerStatus, Phase, ShareReport, Trouble, VaultStatus,
 };
 
 const T0: u64 = 1_790_000_000_000;
@@ -56,6 +56,8 @@ pub struct TestNet {
     pub live: AtomicU64,
     /// How often a key was put together.
     pub assemblies: AtomicU64,
+    /// What keeps the vault from opening.
+    pub trouble: Mutex<Option<Trouble>>,
 }
 
 impl TestNet {
@@ -69,6 +71,7 @@ impl TestNet {
             keys: Mutex::default(),
             live: AtomicU64::new(3),
             assemblies: AtomicU64::new(0),
+            trouble: Mutex::default(),
         };
         net.found(dev);
         Arc::new(net)
@@ -281,7 +284,23 @@ impl Agent for TestNet {
     }
 
     fn phase(&self) -> Phase {
-        Phase::Running
+        if self.has_node() { Phase::Running } else { Phase::WithoutVault }
+    }
+
+    fn has_node(&self) -> bool {
+        self.trouble.lock().unwrap().is_none()
+    }
+
+    fn node(&self) -> Option<&crate::node::Node> {
+        None
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.trouble.lock().unwrap().clone()
+    }
+
+    fn configured_name(&self) -> &str {
+        DEVICES[0]
     }
 
     fn freshness(&self) -> FreshnessStatus {

@@ -944,3 +944,31 @@ fn one_request_puts_a_key_together_once_and_a_long_answer_is_refused() {
     assert_eq!(tool.call(&ask(data), |_| ()), Err(CKR_DEVICE_MEMORY));
     tool.find(&[]);
 }
+
+#[test]
+fn without_a_vault_there_is_no_token_and_a_clear_reason() {
+    use crate::node::{Trouble, TroubleState};
+    let served = Served::new(true);
+    let mut tool = Tool::new(&served, slot_id("mayfly"));
+    let tokens = |tool: &mut Tool| {
+        tool.call(&Request::Tokens, |answer| match answer {
+            Response::Tokens(answer) => answer.tokens.iter().count(),
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(tokens(&mut tool), Ok(1), "a slot for C_InitToken");
+    let trouble = Trouble { state: TroubleState::Lost, reason: "vault(tpm): another chip".into() };
+    *served.net.trouble.lock().unwrap() = Some(trouble);
+    assert_eq!(tokens(&mut tool), Ok(0), "as if there were no agent");
+    assert_eq!(tool.login(User::User, USER_PIN), Err(CKR_DEVICE_ERROR));
+    let refused = tool.manage(serde_json::json!({ "command": "key.list" })).unwrap_err();
+    assert_eq!(refused, (CKR_DEVICE_ERROR, "vault-lost: vault(tpm): another chip".into()));
+    let status = tool.manage(serde_json::json!({ "command": "status" })).unwrap();
+    assert_eq!((&status["phase"], &status["vault"]["state"]), (&"without vault".into(), &"vault-lost".into()));
+    assert!(status["warnings"][0].as_str().unwrap().contains("mayfly join"), "{status}");
+    let why = tool.manage(serde_json::json!({ "command": "why" })).unwrap();
+    assert_eq!(why["standing"]["state"], "vault-lost");
+    assert!(why["refusals"][0]["next"].as_str().unwrap().contains("mayfly ban"), "{why}");
+    *served.net.trouble.lock().unwrap() = None;
+    tool.manage(serde_json::json!({ "command": "key.list" })).unwrap();
+}

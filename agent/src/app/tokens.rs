@@ -45,7 +45,7 @@ pub fn list(caller: &Caller<'_>) -> Reply {
             serial: serial(id),
         })
         .collect();
-    if state.tokens.is_empty() {
+    if state.tokens.is_empty() && caller.app.keys.has_node() {
         let flags = TokenFlags::PRESENT.with(TokenFlags::LOGIN_REQUIRED);
         let info = TokenInfo { slot: slot_id(EMPTY_SLOT_NAME), flags, ..info() };
         lines.push(TokenLine { info, label: String::new(), serial: "0".repeat(SERIAL_CHARACTERS) });

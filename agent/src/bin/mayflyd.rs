@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use mayfly_agent::app::{Desk, keys::Agent};
 use mayfly_agent::config::{Config, Log, LogFormat};
-use mayfly_agent::node::{Node, Shutdown};
+use mayfly_agent::node::Shutdown;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -55,16 +56,19 @@ fn run(arguments: Arguments) -> Result<()> {
     let (path, settings) = (config.socket.clone(), config.settings());
     // The data folder's lock comes first: a second agent is refused before it touches the socket of the first.
     let shutdown = Shutdown::default();
-    let node = Node::start(config, shutdown.clone())?;
+    let desk = Desk::open(config, &shutdown)?;
     let listener = listen(&path)?;
-    let server = serve(node.clone(), listener, settings, shutdown.clone())?;
-    tracing::info!(device = %node.device(), socket = %path.display(), peers = %node.address(), "agent runs");
-    notify_ready();
-    let ended = wait_for_end(watched, &server)?;
+    let server = serve(desk.clone(), listener, settings, shutdown.clone())?;
+    let opener = open_vault(desk.clone(), shutdown.clone())?;
+    tracing::info!(socket = %path.display(), "applications are served");
+    // Also without a vault: a start that fails would be repeated, with another attempt at its PIN each time.
+    notify("READY=1");
+    let ended = wait_for_end(watched, &server, &desk)?;
     tracing::info!(reason = ended, "agent stops");
     shutdown.store(true, Ordering::Relaxed);
     let served = server.join();
-    node.stop();
+    let _ = opener.join(); // a panic has been told
+    desk.open_node().inspect(|node| node.stop());
     let _ = std::fs::remove_file(&path);
     served.map_err(|_| anyhow::anyhow!("serving applications panicked"))?.context("serving applications")
 }
@@ -98,21 +102,28 @@ fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// Waits for a vault that could not be reached at the start.
+fn open_vault(desk: Arc<Desk>, shutdown: Shutdown) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name("vault".into());
+    thread.spawn(move || desk.wait_for_vault(&shutdown)).context("cannot start a thread")
+}
+
 fn serve(
-    node: Arc<Node>,
+    desk: Arc<Desk>,
     listener: UnixListener,
     settings: mayfly_agent::app::Settings,
     shutdown: Shutdown,
 ) -> Result<JoinHandle<std::io::Result<()>>> {
     let thread = std::thread::Builder::new().name("applications".into());
-    let spawned = thread.spawn(move || mayfly_agent::app::serve(node, listener, settings, shutdown));
+    let spawned = thread.spawn(move || mayfly_agent::app::serve(desk, listener, settings, shutdown));
     spawned.context("cannot start a thread")
 }
 
-/// Waits for SIGTERM, SIGINT, the end of the watched process, or of the server itself; which it was.
+/// Waits for SIGTERM, SIGINT, the end of the watched process, or of the server itself; which it was. Meanwhile tells systemd how things stand.
 fn wait_for_end(
     watched: Option<oneshot::Receiver<()>>,
     server: &JoinHandle<std::io::Result<()>>,
+    desk: &Desk,
 ) -> Result<&'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -125,15 +136,31 @@ fn wait_for_end(
         };
         tokio::pin!(watched);
         let mut look = tokio::time::interval(SERVER_LOOK);
+        let mut told = String::new();
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok("SIGTERM"),
                 _ = interrupt.recv() => return Ok("SIGINT"),
                 () = &mut watched => return Ok("watched process ended"),
-                _ = look.tick() => if server.is_finished() { return Ok("applications are not served any more") },
+                _ = look.tick() => {
+                    if server.is_finished() { return Ok("applications are not served any more") }
+                    let standing = standing(desk);
+                    if standing != told {
+                        notify(&format!("STATUS={standing}"));
+                        told = standing;
+                    }
+                },
             }
         }
     })
+}
+
+/// One line for `systemctl status`.
+fn standing(desk: &Desk) -> String {
+    match desk.trouble() {
+        Some(trouble) => trouble.sentence().replace(char::is_control, " "),
+        None => desk.phase().word().to_owned(),
+    }
 }
 
 /// How often it is looked whether applications are still served.
@@ -152,17 +179,17 @@ fn watch(pid: i32) -> Result<oneshot::Receiver<()>> {
     Ok(gone)
 }
 
-/// sd_notify(3): tells systemd that applications are served.
-fn notify_ready() {
+/// sd_notify(3).
+fn notify(message: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let socket = socket.to_string_lossy();
     let address = match socket.strip_prefix('@') {
         Some(name) => UnixAddr::from_abstract_name(name),
         None => UnixAddr::from_pathname(&*socket),
     };
-    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
+    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address));
     if let Err(error) = sent {
-        tracing::warn!(%error, "systemd was not told that the agent is ready");
+        tracing::warn!(%error, "systemd was not told");
     }
 }
 

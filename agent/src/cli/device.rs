@@ -188,6 +188,7 @@ fn known(state: &State, id: &DeviceId, device: &state::Device) -> Value {
     let mut line = devices::of_ledger(state, id, device);
     line.insert("shards".into(), devices::shards(state, id, None).into());
     line.insert("can_assemble".into(), devices::can_assemble(state, id).into());
+    line.insert("identity".into(), hex::encode(device.identity.bytes()).into());
     Value::Object(line)
 }
 
@@ -400,6 +401,7 @@ fn show(device: &Value) -> String {
         ("id", "id"),
         ("membership", "membership"),
         ("roles", "roles"),
+        ("identity key", "identity"),
         ("vault", "vault"),
         ("software only", "software_only"),
         ("addresses", "addresses"),

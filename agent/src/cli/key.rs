@@ -55,6 +55,9 @@ pub struct Create {
     /// When holders open their vaults: boot, window:SECONDS or per-release
     #[arg(long, value_name = "WHEN", value_parser = value::vault_open)]
     vault_open: Option<String>,
+    /// Uses per second that the key is made for; holders whose vaults cannot serve them refuse a shard
+    #[arg(long, value_name = "N/s", value_parser = value::rate)]
+    rate: Option<u32>,
     /// Ways in which IVs may be made: hedged, random, deterministic
     #[arg(long, value_delimiter = ',', value_name = "MODE,…", value_parser = ["hedged", "random", "deterministic"])]
     iv_modes: Vec<String>,
@@ -152,6 +155,7 @@ impl Create {
             ("uses", list(&self.uses)),
             ("residency", self.residency.as_ref().map(|r| json!(r))),
             ("vault_open", self.vault_open.as_ref().map(|v| json!(v))),
+            ("rate", self.rate.map(|rate| json!(rate))),
             ("iv_modes", list(&self.iv_modes)),
             ("id", Some(json!(self.cka_id()?))),
         ];
@@ -233,6 +237,7 @@ fn show(key: &Value) -> String {
         ("assemblers", "assemblers"),
         ("life when assembled", "residency"),
         ("vaults open", "vault_open"),
+        ("uses per second", "rate"),
         ("IV modes", "iv_modes"),
         ("origin", "origin"),
         ("state", "state"),
@@ -273,11 +278,12 @@ mod tests {
             uses: vec![],
             residency: None,
             vault_open: None,
+            rate: Some(100),
             iv_modes: vec![],
             id: Some("0a".into()),
         };
         let expected = json!({"command": "key.create", "name": "web", "type": "ec:p256", "t": 2, "n": 3, "assemblers": ["*"],
-            "allow": ["user=www-data"], "id": "0a"});
+            "allow": ["user=www-data"], "rate": 100, "id": "0a"});
         assert_eq!(create.request().unwrap(), expected);
     }
 

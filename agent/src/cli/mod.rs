@@ -27,6 +27,7 @@ mod status;
 mod token;
 mod value;
 mod vault;
+mod vaults;
 mod why;
 
 use announce::{Announcer, WrongUse, advised};
@@ -93,6 +94,8 @@ enum Command {
     Status(status::Status),
     Why(why::Why),
     #[command(subcommand)]
+    Vault(vaults::Vault),
+    #[command(subcommand)]
     Ledger(ledger::Ledger),
     #[command(subcommand)]
     Plugin(plugin::Plugin),
@@ -140,6 +143,7 @@ fn run(cli: Cli, out: Announcer) -> anyhow::Result<()> {
         Command::Iv(c) => c.run(&out, socket),
         Command::Status(c) => c.run(&out, socket),
         Command::Why(c) => c.run(&out, socket),
+        Command::Vault(c) => c.run(&out, socket),
         Command::Ledger(c) => c.run(&out, socket),
         Command::Plugin(c) => c.run(&out),
         Command::Dev(c) => c.run(&out),

@@ -40,6 +40,17 @@ fn people(status: &Value) -> String {
     let software =
         if vault.get("software_only") == Some(&Value::Bool(true)) { " (software only: for development)" } else { "" };
     let memory_kind = if memory.get("memfd_secret") == Some(&Value::Bool(true)) { "memfd_secret" } else { "mlock" };
+    let vault_line = match part("vault").get("state").and_then(Value::as_str) {
+        None | Some("open") => format!("{}, generation {}{software}", field(vault, "kind"), field(vault, "generation")),
+        Some(state) => {
+            format!("{}, {}: {}{software}", field(vault, "kind"), state.to_uppercase(), field(vault, "reason"))
+        }
+    };
+    if part("phase") == "without vault" {
+        let rows = [("device", field(status, "device")), ("vault", vault_line), ("next", field(vault, "next"))];
+        return table(&rows.map(|(title, value)| vec![title.to_owned(), value]))
+            + "nothing works on this device until its vault opens; keys work on elsewhere if enough holders are left\n";
+    }
     let rows = [
         (
             "device",
@@ -66,7 +77,7 @@ fn people(status: &Value) -> String {
                 field(witnesses, "tolerated_liars")
             ),
         ),
-        ("vault", format!("{}, generation {}{software}", field(vault, "kind"), field(vault, "generation"))),
+        ("vault", vault_line),
         (
             "secret memory",
             format!(

@@ -67,6 +67,12 @@ fn one_of(text: &str, words: &[&str], expected: &str) -> Result<String, String> 
     if words.contains(&text) || window { Ok(text.to_owned()) } else { Err(format!("expected {expected}")) }
 }
 
+/// Reads uses per second: `100/s`.
+pub fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    number.parse().ok().filter(|rate| *rate > 0).ok_or_else(|| "expected uses per second, as in 100/s".into())
+}
+
 /// Reads `90s`, `15m`, `12h` or `7d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let unit = |letter: char| match letter {
@@ -112,6 +118,15 @@ mod tests {
             ("300/300", None),
         ] {
             assert_eq!(split(text).ok().map(|s| (s.t, s.n)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        for (text, expected) in
+            [("100/s", Some(100)), ("7", Some(7)), ("0/s", None), ("1/m", None), ("-1/s", None), ("", None)]
+        {
+            assert_eq!(rate(text).ok(), expected, "{text}");
         }
     }
 

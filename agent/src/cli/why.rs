@@ -30,10 +30,13 @@ impl Why {
 
 fn people(answer: &Value) -> String {
     let refusals = answer.get("refusals").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let standing = answer.get("standing").filter(|standing| !standing.is_null());
+    let standing =
+        standing.map(|s| format!("now: {}: {}\n  next: {}\n", field(s, "state"), field(s, "reason"), field(s, "next")));
     if refusals.is_empty() {
-        return "nothing was refused since the agent started".into();
+        return standing.unwrap_or_else(|| "nothing was refused since the agent started".into());
     }
-    refusals.iter().map(one).collect::<Vec<_>>().join("\n")
+    standing.into_iter().chain(refusals.iter().map(one)).collect::<Vec<_>>().join("\n")
 }
 
 fn one(refusal: &Value) -> String {
@@ -61,6 +64,9 @@ mod tests {
         for part in ["key 'web'", "1 of 2 shards answered", "agent-2: connection refused", "next: start mayflyd"] {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }
-        assert!(people(&json!({"refusals": []})).contains("nothing was refused"));
+        assert!(people(&json!({"refusals": [], "standing": null})).contains("nothing was refused"));
+        let standing = json!({"state": "vault-lost", "reason": "another token", "next": "put the right one back"});
+        let text = people(&json!({"refusals": [], "standing": standing}));
+        assert!(text.contains("now: vault-lost: another token\n  next: put the right one back"), "{text}");
     }
 }

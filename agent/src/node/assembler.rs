@@ -1,6 +1,7 @@
 //! The assembler's half: asks holders, combines, checks, derives. The operation's own thread does all of it.
 
-use super::directory::{Ledger, View};
+use super::TroubleState;
+use super::directory::{Behind, Ledger, View};
 use super::error::{KeyError, KeyErrorKind, Missed};
 use super::fresh::Fresh;
 use super::holder::Holder;
@@ -62,6 +63,7 @@ impl Assembler {
     #[inline]
     pub fn permit(&self, key: &KeyId, purpose: Use, began: Instant) -> Result<Permit, KeyError> {
         let view = self.ledger.view();
+        self.holder.check_vault(&view).map_err(quarantined)?;
         let key = self.allowed(&view, key, purpose)?;
         let patience = || DEADLINE.saturating_sub(began.elapsed());
         let clocks = self.fresh.clocks().or_else(|_| self.fresh.ensure(patience()));
@@ -125,6 +127,11 @@ impl Assembler {
         let left = DEADLINE.saturating_sub(began.elapsed());
         self.ledger.replica().wait_effective(|state| state.size() >= size, left).is_ok()
     }
+}
+
+/// Nothing that this device does counts.
+pub(super) fn quarantined(behind: Behind) -> KeyError {
+    KeyError::new(KeyErrorKind::NotReady, behind.to_string()).next(TroubleState::Quarantined.next())
 }
 
 fn unknown(key: &KeyId) -> KeyError {

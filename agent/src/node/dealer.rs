@@ -67,6 +67,7 @@ impl Dealer {
             KeyError::new(KeyErrorKind::NotFresh, e.to_string()).next("see `mayfly status`").retry(1000)
         })?;
         let view = self.ledger.view();
+        self.holder.check_vault(&view).map_err(assembler::quarantined)?;
         let holders = self.choose(&view, &new)?;
         let mut dealt = self.deal(&view, &new, &holders, clocks)?;
         drop(new); // key bytes that came from outside are wrapped now

@@ -59,7 +59,30 @@ impl Ledger {
     }
 }
 
+/// A vault that was put back from a copy: the ledger has this device's own word for a later generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this device's vault is at generation {vault}, but the device has acknowledged generation {acknowledged}: an older copy of the vault was put back"
+)]
+pub struct Behind {
+    /// Of the vault.
+    pub vault: u64,
+    /// On the ledger.
+    pub acknowledged: u64,
+}
+
 impl View {
+    /// Whether the vault of `device`, which is at `generation`, is what the ledger knows of it. Asked of both states: what the device said
+    /// itself needs no witness to bind it.
+    ///
+    /// # Errors
+    /// [`Behind`]: the device is in quarantine.
+    pub fn check_generation(&self, device: &DeviceId, generation: u64) -> Result<(), Behind> {
+        let of = |state: &State| state.devices.get(device).map_or(0, |d| d.vault_generation);
+        let acknowledged = of(&self.tip).max(of(&self.effective));
+        if generation < acknowledged { Err(Behind { vault: generation, acknowledged }) } else { Ok(()) }
+    }
+
     pub(super) fn new(effective: Arc<State>, tip: Arc<State>, banned: Arc<Banned>) -> View {
         View { effective, tip, banned }
     }

@@ -5,7 +5,7 @@
 
 use super::clock;
 use super::data::DataError;
-use super::directory::{Ledger, View};
+use super::directory::{Behind, Ledger, View};
 use super::fresh::Fresh;
 use super::grants::Grants;
 use super::limit::RateLimit;
@@ -144,6 +144,18 @@ impl Holder {
         Ok(Share { shard, index, value: opened })
     }
 
+    /// Whether this device may do anything: its vault is not behind the ledger.
+    ///
+    /// # Errors
+    /// [`Behind`].
+    pub fn check_vault(&self, view: &View) -> Result<(), Behind> {
+        view.check_generation(&self.device, self.vault.generation())
+    }
+
+    fn not_behind(&self, view: &View) -> Result<(), Refused> {
+        self.check_vault(view).map_err(|behind| self.refused(Cause::Failed, behind.to_string()))
+    }
+
     /// The ledger's answer. When the requester knows more of the ledger than we do, it is asked again after catching up.
     fn judge(&self, ask: &Release) -> Result<(View, ShardId, u32), Refused> {
         let clocks = self.fresh.ensure(FRESH_PATIENCE).map_err(|e| self.not_fresh(&e))?;
@@ -156,6 +168,7 @@ impl Holder {
             view = self.ledger.view();
             found = view.may_release(&query, &self.device, clocks).map(|key| self.own_shard(&key.record));
         }
+        self.not_behind(&view)?;
         match found {
             Ok(Some((shard, index))) => Ok((view, shard, index)),
             Ok(None) => Err(self.refused(Cause::Denied, "this device holds no shard of this key")),
@@ -167,6 +180,7 @@ impl Holder {
     fn judge_again(&self, ask: &Release) -> Result<(), Refused> {
         let clocks = self.fresh.clocks().map_err(|e| self.not_fresh(&e))?;
         let view = self.ledger.view();
+        self.not_behind(&view)?;
         view.may_release(&ask.query(), &self.device, clocks).map_err(|denied| self.denied(&denied))?;
         Ok(())
     }
@@ -236,6 +250,7 @@ impl Holder {
         }
         let clocks = self.fresh.ensure(FRESH_PATIENCE).map_err(|e| self.not_fresh(&e))?;
         let view = self.ledger.view();
+        self.not_behind(&view)?;
         if clocks.ledger_ms.max(clocks.local_ms) > key.deadline_ms {
             return Err(self.refused(Cause::Denied, "the offer's deadline has passed"));
         }

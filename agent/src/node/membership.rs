@@ -3,7 +3,7 @@
 use super::attestation::Chip;
 use super::clock;
 use super::data::DataError;
-use super::directory::Ledger;
+use super::directory::{Behind, Ledger};
 use super::identity::{BySession, Identity, Records, StartCounter};
 use super::vault::Vault;
 use super::{Phase, dealer};
@@ -12,7 +12,7 @@ use mayfly_ledger_client::PostError;
 use mayfly_protocol::State;
 use mayfly_protocol::apply::SESSION_MS_MAX;
 use mayfly_protocol::attested::quote_context;
-use mayfly_protocol::record::{Delegate, Record, Verifier};
+use mayfly_protocol::record::{Alert, AlertKind, Delegate, Record, Verifier};
 use mayfly_protocol::state::Membership;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -91,6 +91,11 @@ impl Member {
     }
 
     fn member(&self, state: &State) -> Duration {
+        let device = self.identity.device();
+        if let Err(behind) = self.ledger.view().check_generation(&device, self.vault.generation()) {
+            self.set(Phase::Quarantined);
+            return if self.alarm(behind) { self.wait_for_change(state) } else { RETRY };
+        }
         let delegated = self.identity.delegated(state);
         if delegated {
             self.set(Phase::Running);
@@ -126,6 +131,23 @@ impl Member {
                 RETRY
             }
         }
+    }
+
+    /// Tells the network that this device's vault was put back; done when the ledger has it.
+    fn alarm(&self, behind: Behind) -> bool {
+        let (device, what) = (self.identity.device(), AlertKind::VaultBehind);
+        if self.ledger.replica().tip().alerts.contains_key(&(device, what, device)) {
+            return true;
+        }
+        tracing::error!(
+            vault = behind.vault,
+            acknowledged = behind.acknowledged,
+            "quarantine: the vault was put back from a copy"
+        );
+        let text = format!("its vault is at generation {}, it had acknowledged {}", behind.vault, behind.acknowledged);
+        let alert = Record::Alert(Alert { about: device, what, text });
+        let posted = self.records.post_by_identity(&alert, &[], dealer::POST_TIMEOUT);
+        posted.inspect_err(|error| tracing::warn!(error = mayfly_ledger_client::with_cause(error), "alert")).is_ok()
     }
 
     fn session_left(&self, state: &State) -> Option<u64> {

@@ -9,6 +9,7 @@
 //! | `directory`, `alarms`, `gossip` | rights: by the witnessed state, the newest verified state, and bans seen on sight |
 //! | `fresh` | rounds of freshness and ledger time |
 //! | `vault`, `shards`, `grants` | what this device keeps |
+//! | `trouble`, `registers` | what keeps a vault from opening, and the way back; approvals of a TPM's registers |
 //! | `holder`, `dealer`, `assembler`, `keyring` | the four parts that a device plays for a key |
 //! | [`peers`] | connections between agents |
 //!
@@ -37,9 +38,11 @@ mod keyring;
 mod limit;
 mod membership;
 pub mod peers;
+mod registers;
 mod service;
 mod shards;
 mod start;
+mod trouble;
 mod upkeep;
 mod vault;
 
@@ -48,7 +51,9 @@ pub use data::{DataDir, DataError};
 pub use error::{KeyError, KeyErrorKind, Missed};
 pub use join::{JoinError, Joined, forget, join};
 pub use key::{AssembledKey, AssemblyReport, Holders, Material, NewKey, ShareReport};
+pub use registers::{Registers, ToApprove};
 pub use start::StartError;
+pub use trouble::{Trouble, TroubleState};
 pub use vault::{SealingKeys, Vault, VaultError, VaultState};
 
 use crate::config::Config;
@@ -88,8 +93,28 @@ pub enum Phase {
     Running,
     /// The device has lost every right.
     Banned,
+    /// The vault is behind the ledger: the device does nothing but say so.
+    Quarantined,
+    /// The vault does not open, so there is no identity to be anybody with: [`Trouble`] says why.
+    WithoutVault,
     /// The agent is ending.
     Stopping,
+}
+
+impl Phase {
+    /// The words for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::NotJoined => "not joined",
+            Phase::WaitingForApproval => "waiting for approval",
+            Phase::Running => "running",
+            Phase::Banned => "banned",
+            Phase::Quarantined => "quarantined",
+            Phase::WithoutVault => "without vault",
+            Phase::Stopping => "stopping",
+        }
+    }
 }
 
 /// State of freshness, for `status`.
@@ -142,7 +167,7 @@ pub struct VaultStatus {
 }
 
 /// What this device keeps, for `status`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Holdings {
     /// Shards in use.
     pub shards: usize,
@@ -174,6 +199,7 @@ pub struct Node {
     keyring: Arc<Keyring>,
     gossip: Arc<Gossip>,
     records: Arc<Records>,
+    registers: Arc<Registers>,
     chip: Arc<Chip>,
     prover: Arc<Prover>,
     attester: Arc<Attester>,
@@ -262,6 +288,11 @@ impl Node {
                 not_ready("this device waits for approval").next("an administrator runs `mayfly device approve`")
             }
             Phase::Banned => not_ready("this device is banned"),
+            Phase::Quarantined => {
+                not_ready("this device is in quarantine: its vault is behind what the ledger knows of it")
+                    .next(TroubleState::Quarantined.next())
+            }
+            Phase::WithoutVault => not_ready("the vault does not open").next("`mayfly status`"),
             Phase::Stopping => not_ready("the agent is ending").retry(1000),
         }
     }
@@ -271,6 +302,11 @@ impl Node {
     /// This device.
     pub fn device(&self) -> DeviceId {
         self.device
+    }
+
+    /// Its identity key.
+    pub fn identity(&self) -> &mayfly_crypto::sign::PublicKey {
+        self.vault.identity()
     }
 
     /// Its configuration.
@@ -345,6 +381,19 @@ impl Node {
             }
         };
         others.map(status).collect()
+    }
+
+    /// What is wrong with the vault, if anything is.
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self.holder.check_vault(&self.ledger.view()) {
+            Err(behind) => Some(Trouble { state: TroubleState::Quarantined, reason: behind.to_string() }),
+            Ok(()) => Trouble::of_vault(self.vault.state()),
+        }
+    }
+
+    /// Registers of this device's vault, and approvals for others'.
+    pub fn registers(&self) -> &Registers {
+        &self.registers
     }
 
     /// The vault.

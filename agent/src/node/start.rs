@@ -14,6 +14,7 @@ use super::identity::{Identity, Records, StartCounter};
 use super::keyring::Keyring;
 use super::membership::Member;
 use super::peers::{Local, Peers, Server};
+use super::registers::Registers;
 use super::service::Answers;
 use super::shards::{ShardError, ShardStore};
 use super::upkeep::{Clerk, Follower, Stop, Threads};
@@ -119,6 +120,13 @@ pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartErr
     let assembler = Assembler::new(device, ledger.clone(), fresh.clone(), peers.clone(), holder.clone());
     let keyring = Arc::new(Keyring::new(device, Arc::new(assembler)));
     let gossip = Arc::new(Gossip::new(device, ledger.clone(), peers.clone()));
+    let registers = Arc::new(Registers {
+        device,
+        ledger: ledger.clone(),
+        vault: vault.clone(),
+        peers: peers.clone(),
+        records: records.clone(),
+    });
     let attester = Arc::new(Attester::new(device, ledger.clone(), roots));
     let answers = Answers {
         device,
@@ -126,6 +134,7 @@ pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartErr
         ledger: ledger.clone(),
         holder: holder.clone(),
         gossip: gossip.clone(),
+        registers: registers.clone(),
         attester: attester.clone(),
     };
     let server = Server::new(&peers, Arc::new(answers), config.limits.peer_connections_max);
@@ -164,6 +173,7 @@ pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartErr
         keyring,
         gossip,
         records,
+        registers,
         chip,
         prover,
         attester,
@@ -264,6 +274,9 @@ impl Node {
         threads.spawn("gossip", move || gossip.pass_on(|| stop.is_set(), || acted.act()))?;
         let stop = self.stop.clone();
         threads.spawn("follow", move || follower.follow(&stop))?;
+
+        let (registers, stop) = (self.registers.clone(), self.stop.clone());
+        threads.spawn("registers", move || registers.keep(&stop))?;
 
         let (keyring, ledger, stop) = (self.keyring.clone(), self.ledger.clone(), self.stop.clone());
         threads.spawn("windows", move || keyring.keep_swept(|| ledger.view(), || stop.is_set()))?;

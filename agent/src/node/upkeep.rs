@@ -155,7 +155,11 @@ impl Follower {
         self.ledger.alarms().settle(&self.ledger.replica().tip());
         self.server.prune();
         self.peers.prune();
-        self.keyring.sweep(&self.ledger.view());
+        let view = self.ledger.view();
+        if self.holder.check_vault(&view).is_err() {
+            self.keyring.clear();
+        }
+        self.keyring.sweep(&view);
         self.holder.sweep();
         self.vault.sweep();
     }

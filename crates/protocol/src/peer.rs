@@ -30,6 +30,8 @@ pub const NONCE_BYTES: usize = 16;
 pub const SEALED_SHARE_BYTES_MAX: usize = 160;
 /// Longest explanation in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
+/// Longest policy of a vault: 64 approvals and every register.
+pub const POLICY_BYTES_MAX: usize = 32 * 1024;
 /// Longest `MTK1`: five certificates, keys, the rest.
 pub const CHIP_KEYS_BYTES_MAX: usize = 22 * 1024;
 /// Longest `MTC1`.
@@ -114,6 +116,9 @@ pub enum Ask {
     /// Hear of a record that takes effect on sight.
     #[n(3)]
     Alarm(#[n(0)] Alarm),
+    /// Tell what your vault asks of its registers: by a device with role pcr-approver.
+    #[n(5)]
+    VaultPolicy,
     /// Challenge my chip. The only question that a device may ask which waits for approval.
     #[n(4)]
     Attest(#[n(0)] AttestAsk),
@@ -172,12 +177,24 @@ pub enum Reply {
     /// Heard.
     #[n(4)]
     Noted,
+    /// What the vault asks of its registers.
+    #[n(7)]
+    VaultPolicy(#[n(0)] VaultPolicy),
     /// A challenge for the asker's chip: `MTC1`.
     #[n(5)]
     Challenge(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
     /// The chip is believed; the statement is on its way to the ledger.
     #[n(6)]
     Attested,
+}
+
+/// What an approver needs to know of a vault.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct VaultPolicy {
+    /// As on the page of the vault `tpm`; at most [`POLICY_BYTES_MAX`] bytes.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub json: Vec<u8>,
 }
 
 /// Asks for a shard. The holder checks every field against its own state; the requester must be the device at the other end.
@@ -444,6 +461,7 @@ impl Message for Request {
                 bound("sealed share", o.sealed.len() <= SEALED_SHARE_BYTES_MAX)?;
                 bound("acceptances in an offer", o.key.acceptances.is_empty())?;
             }
+            Ask::VaultPolicy => {}
             Ask::Alarm(a) => bound("entry", a.entry.len() <= crate::entry::ENTRY_BYTES_MAX)?,
             Ask::Attest(AttestAsk::Begin(b)) => bound("keys of a chip", b.keys.len() <= CHIP_KEYS_BYTES_MAX)?,
             Ask::Attest(AttestAsk::Prove(p)) => bound("proof", p.len() <= EVIDENCE_BYTES_MAX)?,
@@ -462,6 +480,7 @@ impl Message for Answer {
         let answer: Answer = cbor::from_exact(bytes)?;
         match &answer.reply {
             Reply::Refused(r) => bound("text", r.text.len() <= TEXT_BYTES_MAX)?,
+            Reply::VaultPolicy(p) => bound("policy", p.json.len() <= POLICY_BYTES_MAX)?,
             Reply::Released(r) => bound("sealed share", r.sealed.len() <= SEALED_SHARE_BYTES_MAX)?,
             Reply::Accepted(a) => bound("signature", a.signature.len() == mayfly_crypto::sign::SIGNATURE_BYTES)?,
             Reply::Challenge(c) => bound("challenge", c.len() <= CHALLENGE_BYTES_MAX)?,

@@ -10,6 +10,7 @@ mod openssl;
 mod processes;
 mod python;
 mod rights;
+mod rollback;
 mod socket;
 mod table;
 mod vaults;

@@ -101,6 +101,7 @@ pub fn show(caller: &Caller<'_>, name: &str) -> Done<Value> {
     line.insert("shards".into(), shards(&state, &id, caller.app.keys.clocks()).into());
     line.insert("can_assemble".into(), can_assemble(&state, &id).into());
     line.insert("sessions".into(), sessions.into());
+    line.insert("identity".into(), hex::encode(device.identity.bytes()).into());
     Ok(Value::Object(line))
 }
 

@@ -41,6 +41,8 @@ pub struct Create {
     residency: Option<String>,
     vault_open: Option<String>,
     iv_modes: Option<Vec<String>>,
+    /// Uses per second that the key is made for.
+    rate: Option<u32>,
     /// CKA_ID, hexadecimal.
     id: Option<String>,
     extractable: Option<bool>,
@@ -62,6 +64,8 @@ struct KeyLine {
     allow: Vec<String>,
     residency: String,
     vault_open: String,
+    /// Uses per second that it was made for; null: not declared.
+    rate: Option<u32>,
     iv_modes: Vec<&'static str>,
     assemblers: Vec<String>,
     created_ms: u64,
@@ -123,6 +127,7 @@ fn line(caller: &Caller<'_>, state: &State, key: &KeyState) -> KeyLine {
         allow: record.policy.allow.clone(),
         residency: settings::residency_text(record.policy.residency),
         vault_open: settings::vault_opening_text(record.policy.vault_opening),
+        rate: Some(record.policy.rate).filter(|rate| *rate != 0),
         iv_modes: IV_NAMES.iter().filter(|(bit, _)| record.policy.iv_modes & bit != 0).map(|(_, name)| *name).collect(),
         assemblers: record.assemblers.iter().map(|device| state.device_name(device)).collect(),
         created_ms: record.created_ms,
@@ -273,6 +278,7 @@ fn apply_words(policy: &mut KeyPolicy, ask: &Create) -> Done<()> {
         let opening = settings::parse_vault_opening(text);
         policy.vault_opening = opening.ok_or_else(|| bad("vault opening is boot, per-release or window:SECONDS"))?;
     }
+    policy.rate = ask.rate.unwrap_or(policy.rate);
     if let Some(modes) = &ask.iv_modes {
         policy.iv_modes = 0;
         for mode in modes {

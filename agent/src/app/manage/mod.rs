@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod names;
 pub mod status;
 pub mod tokens;
+pub mod vault;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -48,6 +49,12 @@ enum Command {
     DeviceList {},
     #[serde(rename = "device.show")]
     DeviceShow { device: String },
+    #[serde(rename = "vault.show")]
+    VaultShow {},
+    #[serde(rename = "vault.policy")]
+    VaultPolicy {},
+    #[serde(rename = "vault.approve-pcr")]
+    VaultApprovePcr(Box<vault::Approve>),
     #[serde(rename = "chip.show")]
     ChipShow {},
     #[serde(rename = "chip.prove")]
@@ -94,6 +101,11 @@ fn carry_out(caller: &Caller<'_>, command: Command) -> Done<Value> {
     if !for_everybody && !caller.principal.manages() {
         return Err(Fail::ruled(CKR_FUNCTION_REJECTED, "manager", "only root and the agent's own user may ask this"));
     }
+    let needs_node = !matches!(command, Command::Status {} | Command::Why {} | Command::VaultShow {});
+    if needs_node && !caller.app.keys.has_node() {
+        let trouble = caller.app.keys.trouble();
+        return Err(trouble.as_ref().map_or_else(|| Fail::new(CKR_DEVICE_ERROR, "the agent is starting"), Fail::from));
+    }
     match command {
         Command::Status {} => Ok(status::show(caller)),
         Command::Why {} => Ok(why(caller)),
@@ -105,6 +117,9 @@ fn carry_out(caller: &Caller<'_>, command: Command) -> Done<Value> {
         Command::TokenList {} => Ok(tokens::list(caller)),
         Command::DeviceList {} => Ok(devices::list(caller)),
         Command::DeviceShow { device } => devices::show(caller, &device),
+        Command::VaultShow {} => Ok(vault::line(caller, &caller.app.keys.state())),
+        Command::VaultPolicy {} => vault::policy(caller),
+        Command::VaultApprovePcr(ask) => vault::approve(caller, &ask),
         Command::ChipShow {} => attestation::show(caller),
         Command::ChipProve { challenge } => attestation::prove(caller, &challenge),
         Command::LedgerShow { from, count } => ledger::show(caller, from, count),
@@ -115,7 +130,9 @@ fn carry_out(caller: &Caller<'_>, command: Command) -> Done<Value> {
 /// The user's own refusals; to managers, everybody's.
 fn why(caller: &Caller<'_>) -> Value {
     let whose = if caller.principal.manages() { None } else { Some(caller.principal.uid) };
-    json!({ "refusals": caller.app.why.of(whose) })
+    let standing = caller.app.keys.trouble();
+    let standing = standing.map(|t| json!({ "state": t.state.word(), "reason": t.reason, "next": t.state.next() }));
+    json!({ "refusals": caller.app.why.of(whose), "standing": standing })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::devices;
 use crate::app::caller::Caller;
 use crate::app::objects::make::label_of;
-use crate::node::{FreshnessStatus, PeerStatus, Phase};
+use crate::node::{FreshnessStatus, PeerStatus, Trouble};
 
 /// Keys that a warning names at most.
 const NAMED_MAX: usize = 5;
@@ -15,8 +15,11 @@ const NAMED_MAX: usize = 5;
 /// The whole status. Counts and warnings speak of what the caller may see.
 pub fn show(caller: &Caller<'_>) -> Value {
     let agent = &caller.app.keys;
+    if !agent.has_node() {
+        return without_node(caller);
+    }
     let (state, fresh, peers, ledger) = (agent.state(), agent.freshness(), agent.peers(), agent.ledger());
-    let (id, vault, holdings) = (agent.device(), agent.vault(), agent.holdings());
+    let (id, holdings) = (agent.device(), agent.holdings());
     let device = state.devices.get(&id);
     let memory = mayfly_secmem::status();
     let witnesses = state.witnesses();
@@ -45,7 +48,7 @@ pub fn show(caller: &Caller<'_>) -> Value {
         "network": state.network.to_string(),
         "network_name": state.genesis.as_ref().map(|genesis| genesis.name.clone()),
         "dev": state.policy().is_some_and(|policy| policy.dev),
-        "phase": phase(&agent.phase()),
+        "phase": agent.phase().word(),
         "manages": caller.principal.manages(),
         "membership": device.map(|device| devices::membership(device.membership)),
         "roles": device.map(devices::roles).unwrap_or_default(),
@@ -70,12 +73,8 @@ pub fn show(caller: &Caller<'_>) -> Value {
             "tolerated_liars": tolerated_liars(witnesses.len(), w),
             "answering": answering,
         },
-        "vault": {
-            "kind": vault.kind,
-            "generation": vault.generation,
-            "software_only": vault.software_only,
-            "note": vault.note,
-        },
+        "vault": super::vault::line(caller, &state),
+        "alerts": alerts(&state),
         "attestation": device.map(|device| super::attestation::of(&state, &id, device)),
         "holdings": {
             "shards": holdings.shards,
@@ -97,15 +96,36 @@ pub fn show(caller: &Caller<'_>) -> Value {
     })
 }
 
-fn phase(phase: &Phase) -> &'static str {
-    match phase {
-        Phase::Starting => "starting",
-        Phase::NotJoined => "not joined",
-        Phase::WaitingForApproval => "waiting for approval",
-        Phase::Running => "running",
-        Phase::Banned => "banned",
-        Phase::Stopping => "stopping",
-    }
+/// As long as the vault does not open: what is known without it.
+fn without_node(caller: &Caller<'_>) -> Value {
+    let agent = &caller.app.keys;
+    let memory = mayfly_secmem::status();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "device": agent.configured_name(),
+        "phase": agent.phase().word(),
+        "manages": caller.principal.manages(),
+        "fresh": false,
+        "fresh_reason": "the vault is not open",
+        "vault": super::vault::line(caller, &agent.state()),
+        "memory": { "memfd_secret": memory.memfd_secret, "capacity_bytes": memory.capacity_bytes, "used_bytes": memory.used_bytes },
+        "applications": caller.app.applications.count(),
+        "peers": [],
+        "tokens": [],
+        "keys": 0,
+        "alerts": [],
+        "warnings": agent.trouble().iter().map(in_trouble).collect::<Vec<_>>(),
+    })
+}
+
+fn in_trouble(trouble: &Trouble) -> String {
+    format!("{}; {}", trouble.sentence(), trouble.state.next())
+}
+
+/// Alerts that stand.
+fn alerts(state: &State) -> Vec<Value> {
+    let devices = state.devices.iter().filter(|(_, device)| !device.is_banned());
+    devices.flat_map(|(id, _)| super::attestation::alerts(state, id)).collect()
 }
 
 /// Sentences about what weakens this network, gravest first.
@@ -114,6 +134,7 @@ fn warnings(state: &State, fresh: &FreshnessStatus, peers: &[PeerStatus], caller
     if let Some(alarm) = caller.app.keys.ledger().alarm {
         warnings.push(format!("the ledger raised an alarm: {alarm}"));
     }
+    warnings.extend(caller.app.keys.trouble().iter().map(in_trouble));
     if let Err(why) = &fresh.fresh {
         warnings.push(format!("no key is used or released now: {why}"));
     }

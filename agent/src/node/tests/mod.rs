@@ -212,6 +212,7 @@ fn a_lying_holder_is_named_and_another_one_asked() {
     let good = fingerprint(net.node(0), &key, Use::Encrypt).unwrap();
     // The second agent's shard becomes another one, well sealed: a holder that lies.
     let liar = net.node(1);
+    eventually("the second agent has its shard", || !liar.holder.shards_for_test().active().is_empty());
     let label = liar.holder.shards_for_test().active().remove(0);
     let wrong = mayfly_secmem::Secret::<64>::new_with(|s| (s[0], s[32]) = (5, 6)).unwrap();
     let shards = liar.holder.shards_for_test();

@@ -48,6 +48,7 @@ fn messages_come_back_as_they_were() {
         Ask::Release(release()),
         Ask::Fresh(FreshAsk { nonce: [1; 32], head: Head::default() }),
         Ask::Alarm(Alarm { entry: vec![1; 1000] }),
+        Ask::VaultPolicy,
     ];
     for ask in asks {
         let request = Request { id: 77, ask };

@@ -1,0 +1,256 @@
+//! `vault show|policy|approve-pcr|revoke|bench`: what seals this device's secrets, how it stands, and approvals of other devices' registers.
+
+use mayfly_evidence::pcr::{self, Selection};
+use mayfly_evidence::policy::approval_reference;
+use mayfly_protocol::DeviceId;
+use mayfly_protocol::state::State;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use super::names;
+use crate::app::caller::Caller;
+use crate::app::ck::{CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR, CKR_FUNCTION_NOT_SUPPORTED, CKR_FUNCTION_REJECTED};
+use crate::app::fail::{Done, Fail};
+use crate::node::{Node, ToApprove, VaultError};
+
+/// The vault in a few fields; all that there is when it does not open.
+pub fn line(caller: &Caller<'_>, state: &State) -> Value {
+    let (agent, vault) = (&caller.app.keys, caller.app.keys.vault());
+    let trouble = agent.trouble();
+    let on_ledger = state.devices.get(&agent.device()).map(|device| device.vault_generation);
+    json!({
+        "kind": vault.kind,
+        "state": trouble.as_ref().map_or("open", |trouble| trouble.state.word()),
+        "reason": trouble.as_ref().map(|trouble| &trouble.reason),
+        "next": trouble.as_ref().map(|trouble| trouble.state.next()),
+        "generation": Some(vault.generation).filter(|_| agent.has_node()),
+        "acknowledged_generation": on_ledger,
+        "software_only": Some(vault.software_only).filter(|_| agent.has_node()),
+        "note": vault.note,
+    })
+}
+
+fn node<'a>(caller: &'a Caller<'_>) -> Done<&'a Node> {
+    let node = caller.app.keys.node();
+    node.ok_or_else(|| Fail::new(CKR_DEVICE_ERROR, "the agent runs without a node"))
+}
+
+// --- registers --------------------------------------------------------------------------------------------------------------
+
+/// What the vault asks of the registers, as its plugin tells it, and whose it is.
+///
+/// # Errors
+/// CKR_FUNCTION_NOT_SUPPORTED where there are none, CKR_DEVICE_ERROR.
+pub fn policy(caller: &Caller<'_>) -> Done<Value> {
+    let node = node(caller)?;
+    let policy = node.registers().policy().map_err(|error| no_registers(&error))?;
+    let mut policy: Value = serde_json::from_slice(&policy).map_err(odd_policy)?;
+    if let Some(fields) = policy.as_object_mut() {
+        let (state, id) = (caller.app.keys.state(), node.device());
+        fields.insert("device".into(), state.device_name(&id).into());
+        fields.insert("device_id".into(), id.to_string().into());
+        fields.insert("state".into(), line(caller, &state)["state"].take());
+    }
+    Ok(policy)
+}
+
+fn no_registers(error: &VaultError) -> Fail {
+    if error.status() == Some(mayfly_plugin_api::Status::Unsupported) {
+        return Fail::ruled(CKR_FUNCTION_NOT_SUPPORTED, "vault", "this device's vault has no registers: it is no TPM");
+    }
+    Fail::ruled(CKR_DEVICE_ERROR, "vault", error.to_string())
+}
+
+fn odd_policy(error: serde_json::Error) -> Fail {
+    Fail::ruled(CKR_DEVICE_ERROR, "vault", format!("the policy of the vault cannot be read: {error}"))
+}
+
+/// `vault approve-pcr`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approve {
+    /// Whose vault: name or id.
+    device: String,
+    /// Its policy; without it, the device itself is asked.
+    policy: Option<Policy>,
+    /// The values that its registers have now.
+    #[serde(default)]
+    current: bool,
+    /// Values of the next start; registers that are not named keep theirs.
+    #[serde(default)]
+    registers: BTreeMap<u32, String>,
+    /// Digest over all registers that the vault asks for.
+    digest: Option<String>,
+    /// For the generation that a revocation will bring, not for the present one.
+    #[serde(default)]
+    next_generation: bool,
+}
+
+/// What a vault asks of its registers (`docs/formats/vault-tpm.md`), as far as an approver needs it.
+#[derive(Debug, Deserialize)]
+pub struct Policy {
+    vault: String,
+    generation: u64,
+    references: Vec<Reference>,
+    registers: BTreeMap<u32, Option<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reference {
+    generation: u64,
+    reference: String,
+    approver: Option<String>,
+}
+
+/// Signs and posts an approval.
+///
+/// # Errors
+/// CKR_ARGUMENTS_BAD, CKR_FUNCTION_REJECTED (not this device's to approve), CKR_DEVICE_ERROR.
+pub fn approve(caller: &Caller<'_>, ask: &Approve) -> Done<Value> {
+    let node = node(caller)?;
+    let state = caller.app.keys.state();
+    let device = names::device(&state, &ask.device)?;
+    let asked;
+    let policy = match &ask.policy {
+        Some(policy) => policy,
+        None if device == node.device() => {
+            let own = node.registers().policy().map_err(|error| no_registers(&error))?;
+            asked = serde_json::from_slice(&own).map_err(odd_policy)?;
+            &asked
+        }
+        None => {
+            asked = serde_json::from_slice(&node.registers().policy_of(device)?).map_err(odd_policy)?;
+            &asked
+        }
+    };
+    let what = to_approve(device, policy, ask, &hex::encode(node.identity().bytes()))?;
+    let index = node.registers().approve(&what)?;
+    let registers: Vec<u32> = what.registers.numbers().collect();
+    Ok(json!({
+        "device": state.device_name(&device),
+        "device_id": device.to_string(),
+        "generation": what.generation,
+        "registers": registers,
+        "digest": hex::encode(what.digest),
+        "index": index,
+    }))
+}
+
+/// What is to be signed, if it is `own` key that the vault asks.
+fn to_approve(device: DeviceId, policy: &Policy, ask: &Approve, own: &str) -> Done<ToApprove> {
+    let bad = |reason: &'static str| Fail::new(CKR_ARGUMENTS_BAD, reason);
+    let ways = [ask.current, !ask.registers.is_empty(), ask.digest.is_some()];
+    if ways.iter().filter(|way| **way).count() != 1 {
+        return Err(bad("an approval is of the current values, of values of registers, or of a digest"));
+    }
+    let vault: [u8; 16] = bytes(&policy.vault).ok_or_else(|| bad("the policy names no vault"))?;
+    let generation = policy.generation.max(1).saturating_add(ask.next_generation.into());
+    let reference = policy.references.iter().find(|reference| reference.generation == generation);
+    let reference = reference.ok_or_else(|| bad("the policy does not tell what that generation asks for"))?;
+    if bytes(&reference.reference) != Some(approval_reference(&vault, generation)) {
+        return Err(bad("the policy contradicts itself: its reference is not that of its vault and generation"));
+    }
+    match reference.approver.as_deref() {
+        Some(approver) if approver == own => {}
+        Some(approver) => {
+            let reason = format!("generation {generation} of that vault asks another approver, the key {approver}");
+            return Err(Fail::ruled(CKR_FUNCTION_REJECTED, "approver", reason).next(
+                "the key of this device, for `[pcr] approver` there, is `identity` in `mayfly device show`; a change of it takes effect with the \
+                 next generation",
+            ));
+        }
+        None => {
+            let reason = format!("generation {generation} of that vault asks no approver");
+            return Err(Fail::ruled(CKR_FUNCTION_REJECTED, "approver", reason).next(
+                "its registers are asked for when its vault's configuration has `[pcr]`, from the next generation on",
+            ));
+        }
+    }
+    let numbers: Vec<u32> = policy.registers.keys().copied().collect();
+    let registers = Selection::of(&numbers).map_err(|_| bad("the policy names registers that there are not"))?;
+    if registers.is_empty() {
+        return Err(bad("the policy names no registers"));
+    }
+    if let Some(unknown) = ask.registers.keys().find(|number| !policy.registers.contains_key(number)) {
+        let known = numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let reason = format!("that vault does not ask for register {unknown}; it asks for {known}");
+        return Err(Fail::new(CKR_ARGUMENTS_BAD, reason));
+    }
+    let digest = match &ask.digest {
+        Some(digest) => bytes(digest).ok_or_else(|| bad("a digest is 64 hexadecimal digits"))?,
+        None => {
+            let value = |(number, now): (&u32, &Option<String>)| {
+                let value = ask.registers.get(number).or(now.as_ref());
+                value.and_then(|value| bytes(value)).ok_or_else(|| bad("a register's value is 64 hexadecimal digits"))
+            };
+            pcr::digest(&policy.registers.iter().map(value).collect::<Done<Vec<[u8; 32]>>>()?)
+        }
+    };
+    Ok(ToApprove { device, vault, generation, registers, digest })
+}
+
+fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    hex::decode_to_slice(text, &mut bytes).is_ok().then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "02aa";
+
+    fn policy() -> Policy {
+        let reference = |generation: u64, approver: Option<&str>| {
+            json!({"generation": generation, "approver": approver, "approved_now": false,
+                   "reference": hex::encode(approval_reference(&[3; 16], generation))})
+        };
+        let policy = json!({"vault": "03".repeat(16), "generation": 4, "references": [reference(4, Some(OWN)), reference(5, Some("03bb"))],
+            "registers": {"11": "22".repeat(32), "7": "11".repeat(32)}, "digest": null, "approvals": []});
+        serde_json::from_value(policy).unwrap()
+    }
+
+    fn ask(fields: Value) -> Approve {
+        let mut ask = json!({"device": "web-1"});
+        ask.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(ask).unwrap()
+    }
+
+    fn made(fields: Value) -> Result<ToApprove, String> {
+        to_approve(DeviceId([1; 32]), &policy(), &ask(fields), OWN).map_err(|fail| fail.reason.into_owned())
+    }
+
+    #[test]
+    fn registers_of_the_next_start_take_the_place_of_the_present_ones() {
+        let now = made(json!({"current": true})).unwrap();
+        assert_eq!((now.generation, now.vault, now.registers), (4, [3; 16], Selection::of(&[7, 11]).unwrap()));
+        assert_eq!(now.digest, pcr::digest(&[[0x11; 32], [0x22; 32]]), "in the order of their numbers");
+        let next = made(json!({"registers": {"7": "33".repeat(32)}})).unwrap();
+        assert_eq!(next.digest, pcr::digest(&[[0x33; 32], [0x22; 32]]));
+        assert_eq!(made(json!({"digest": "44".repeat(32)})).unwrap().digest, [0x44; 32]);
+    }
+
+    #[test]
+    fn what_is_not_ours_to_approve_is_refused() {
+        for (fields, reason) in [
+            (json!({}), "an approval is of"),
+            (json!({"current": true, "digest": "44".repeat(32)}), "an approval is of"),
+            (json!({"current": true, "next_generation": true}), "another approver, the key 03bb"),
+            (json!({"registers": {"9": "33".repeat(32)}}), "does not ask for register 9; it asks for 7, 11"),
+            (json!({"registers": {"7": "33"}}), "64 hexadecimal digits"),
+            (json!({"digest": "zz"}), "64 hexadecimal digits"),
+        ] {
+            let refused = made(fields).unwrap_err();
+            assert!(refused.contains(reason), "{refused}");
+        }
+        let mut other = policy();
+        other.references[0].reference = hex::encode(approval_reference(&[3; 16], 5));
+        let refused = to_approve(DeviceId([1; 32]), &other, &ask(json!({"current": true})), OWN);
+        assert!(refused.unwrap_err().reason.contains("contradicts itself"));
+        other = policy();
+        other.references[0].approver = None;
+        let refused = to_approve(DeviceId([1; 32]), &other, &ask(json!({"current": true})), OWN);
+        assert!(refused.unwrap_err().reason.contains("asks no approver"));
+    }
+}
