@@ -78,6 +78,8 @@ pub struct NewDevice {
     pub socket: PathBuf,
     /// Settings of new keys.
     pub new_keys: NewKeys,
+    /// Makers of software TPMs that it believes as a witness, for development.
+    pub danger_roots: Option<PathBuf>,
     /// Plugins may lie in a build tree.
     pub danger_development: bool,
 }
@@ -92,6 +94,7 @@ impl NewDevice {
             advertise: None,
             socket: dir.join("agent.sock"),
             new_keys,
+            danger_roots: None,
             danger_development: true,
         }
     }
@@ -119,6 +122,7 @@ impl Join {
             advertise: self.advertise,
             socket: self.agent_socket,
             new_keys: NewKeys::default(),
+            danger_roots: None,
             danger_development: self.danger_development,
         };
         // Before anything is asked.
@@ -273,6 +277,9 @@ impl NewDevice {
             window = keys.window_seconds,
             vault_open = keys.vault_open,
         );
+        if let Some(roots) = &self.danger_roots {
+            config.push_str(&format!("\n[attestation]\nroots = {}\ndanger_allow_software = true\n", text(roots)?));
+        }
         if self.danger_development {
             config.push_str("\n[danger]\nplugin_path_unchecked = true\n");
         }
@@ -297,6 +304,7 @@ mod tests {
             let mut device =
                 NewDevice::development("agent-1", Path::new(dir), "127.1.2.3".parse().unwrap(), new_keys.clone());
             device.advertise = Some("web-1.example.org:7411".into());
+            device.danger_roots = Some(Path::new(dir).join("makers.pem"));
             let text = device.config(&NewVault::file(Path::new(dir)).unwrap()).unwrap();
             let config = Config::parse(&text, Path::new("agent.toml")).unwrap();
             assert_eq!((config.device_name.as_str(), &config.new_keys), ("agent-1", &new_keys));

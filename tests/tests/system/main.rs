@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping")]
 
+mod attestation;
 mod command;
 mod faults;
 mod memory;

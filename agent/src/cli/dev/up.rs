@@ -193,13 +193,15 @@ impl Up {
             window_seconds: self.residency.strip_prefix("window:").and_then(|s| s.parse().ok()).unwrap_or(0),
             vault_open: self.vault_open.clone(),
         };
+        let makers = vaults.makers()?;
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (number, invitation) in (1..).zip(invitations) {
-                let (folder, new_keys) = (site.dir.join(agent_name(number)), new_keys.clone());
+                let (folder, new_keys, makers) = (site.dir.join(agent_name(number)), new_keys.clone(), makers.clone());
                 let vault = vaults.section(number)?;
                 threads.push(scope.spawn(move || {
-                    let device = NewDevice::development(&agent_name(number), &folder, gateway.ip(), new_keys);
+                    let mut device = NewDevice::development(&agent_name(number), &folder, gateway.ip(), new_keys);
+                    device.danger_roots = makers;
                     join::join(invitation.expose(), &device, &vault)
                         .with_context(|| format!("{} cannot join", agent_name(number)))
                 }));

@@ -100,6 +100,20 @@ impl Vaults {
         started.iter().try_for_each(|process| super::up::wait_until_ready(&self.dir, process))
     }
 
+    /// Certificates of the authority that stands for the makers of the TPMs, in one file; none where there is no TPM. Once they are made.
+    pub fn makers(&self) -> Result<Option<PathBuf>> {
+        if self.of(VaultKind::Tpm).next().is_none() {
+            return Ok(None);
+        }
+        let folder = self.dir.join("swtpm-ca");
+        let read =
+            |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("no {name} in {}", folder.display()));
+        let path = self.dir.join("tpm-roots.pem");
+        std::fs::write(&path, [read("root.pem")?, read("issuer.pem")?].concat())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Some(path))
+    }
+
     /// The `[vault]` section of an agent.
     pub fn section(&self, number: u8) -> Result<NewVault> {
         match self.kinds.get(usize::from(number) - 1) {
