@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Shortest wait before a busy ledger is asked again.
 const BUSY_WAIT_MIN: Duration = Duration::from_millis(10);
@@ -90,12 +90,13 @@ enum Fate {
 }
 
 impl Fate {
-    /// By the state at the tip. Nothing is known of a record that was made on more than that.
-    fn of(entry: &Entry, tip: &State, now_ms: u64) -> Fate {
+    /// By the state at the tip, when `past_ms` is past ([`Replica::past_ms`]): an author whose own clock is ahead must not give up what the
+    /// gateway can still append. Nothing is known of a record that was made on more than that.
+    fn of(entry: &Entry, tip: &State, past_ms: u64) -> Fate {
         if entry.head.size > tip.size() {
             return Fate::Open;
         }
-        match tip.check(now_ms.max(tip.time_ms), entry) {
+        match tip.check(past_ms.max(tip.time_ms), entry) {
             Ok(_) => Fate::Open,
             Err(Refusal::Duplicate(index)) => Fate::Stored(index),
             Err(_) => Fate::Over,
@@ -201,7 +202,7 @@ impl Author {
             self.forget()?;
             return Ok(None);
         };
-        match Fate::of(&entry, &self.replica.tip(), now_ms()) {
+        match self.fate(&entry) {
             Fate::Stored(index) => self.forget().map(|()| Some(index)),
             Fate::Over => {
                 tracing::warn!(number = entry.author_seq, "a record from the outbox is not appended any more");
@@ -245,16 +246,21 @@ impl Author {
     /// A gateway says no: it is final when the replica sees why. Otherwise the gateway may yet append what it has in hand.
     fn refused(&self, entry: &Entry, rule: String, text: String, deadline: Instant) -> Result<u64, PostError> {
         let patience = left(deadline).min(REASON_WAIT);
-        let decided = self.replica.wait_tip(|tip| Fate::of(entry, tip, now_ms()) != Fate::Open, patience);
-        match decided.map(|tip| Fate::of(entry, &tip, now_ms())) {
+        // In vain where nothing changes; but time may have passed.
+        let _ = self.replica.wait_tip(|_| self.fate(entry) != Fate::Open, patience);
+        match self.fate(entry) {
             // Refused only because it is in the ledger, followed by others perhaps.
-            Ok(Fate::Stored(index)) => self.forget().map(|()| index),
-            Ok(Fate::Over) => {
+            Fate::Stored(index) => self.forget().map(|()| index),
+            Fate::Over => {
                 self.forget()?;
                 Err(SubmitError::Refused { rule, text }.into())
             }
-            Ok(Fate::Open) | Err(_) => Err(PostError::Disputed { rule, text }),
+            Fate::Open => Err(PostError::Disputed { rule, text }),
         }
+    }
+
+    fn fate(&self, entry: &Entry) -> Fate {
+        Fate::of(entry, &self.replica.tip(), self.replica.past_ms())
     }
 
     fn saved(&self) -> Result<Option<Vec<u8>>, PostError> {
@@ -292,10 +298,6 @@ fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,5 +329,16 @@ mod tests {
         ] {
             assert_eq!(Fate::of(entry, tip, START_MS), fate, "{why}");
         }
+    }
+
+    #[test]
+    fn what_expires_is_over_when_that_is_past() {
+        let mut ledger = Ledger::new();
+        ledger.start();
+        let (device, _) = ledger.device("d");
+        let entry = Entry::decode(&ledger.token_of(&device, "t")).unwrap();
+        let session = ledger.state.devices[&device.id()].session().unwrap().not_after_ms;
+        assert_eq!(Fate::of(&entry, &ledger.state, session), Fate::Open);
+        assert_eq!(Fate::of(&entry, &ledger.state, session + 1), Fate::Over);
     }
 }

@@ -33,10 +33,10 @@ const WRITE_BUFFER_BYTES_MAX: usize = 256 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
     /// TCP or TLS.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     /// WebSocket.
-    #[error("{0}")]
+    #[error(transparent)]
     WebSocket(#[from] Box<tungstenite::Error>),
     /// Not in time.
     #[error("no answer in time")]
@@ -45,7 +45,7 @@ pub enum ConnectionError {
     #[error("the gateway broke the protocol: {0}")]
     Protocol(&'static str),
     /// A frame that is no message.
-    #[error("the gateway sent a bad message: {0}")]
+    #[error("the gateway sent a bad message")]
     Message(#[from] SyncError),
     /// It closed the connection.
     #[error("the gateway closed the connection")]

@@ -12,11 +12,11 @@ use mayfly_protocol::entry::ENTRY_BYTES_MAX;
 use mayfly_protocol::sync::ForkProof;
 use mayfly_protocol::{Head, State};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Stack of the replica's thread: rules recurse no deeper than records nest.
@@ -181,6 +181,8 @@ pub(crate) struct Shared {
     pub(crate) network: NetworkFile,
     pub(crate) tip: ArcSwap<State>,
     pub(crate) effective: ArcSwap<State>,
+    /// By how much the gateway's clock was ahead of this one when it last welcomed this replica; negative where it was behind.
+    pub(crate) gateway_ahead_ms: AtomicI64,
     commands: UnboundedSender<Command>,
     /// Guards what is not a state; never held while anything slow is done.
     inner: Mutex<Inner>,
@@ -224,6 +226,7 @@ impl Replica {
             network: config.network,
             tip: ArcSwap::new(chain.tip().clone()),
             effective: ArcSwap::new(chain.effective().clone()),
+            gateway_ahead_ms: AtomicI64::new(0),
             commands,
             inner: Mutex::default(),
             changed: Condvar::new(),
@@ -330,6 +333,11 @@ impl Replica {
         answer.recv().map_err(|_| gone())?
     }
 
+    /// A moment that is past by both clocks, this device's and the gateway's, which dates entries: what has expired by it, has.
+    pub(crate) fn past_ms(&self) -> u64 {
+        past_ms(now_ms(), self.shared.gateway_ahead_ms.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn unavailable(&self) -> SubmitError {
         let status = self.status();
         let alarm = status.alarm.map(|a| a.to_string());
@@ -342,6 +350,15 @@ impl Replica {
 pub(crate) fn deadline(timeout: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + timeout.min(YEAR)
+}
+
+fn past_ms(now_ms: u64, gateway_ahead_ms: i64) -> u64 {
+    now_ms.saturating_add_signed(gateway_ahead_ms.min(0))
+}
+
+/// This device's clock in milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 impl Drop for Replica {
@@ -429,6 +446,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_moment_is_past_when_it_is_by_both_clocks() {
+        for (now, ahead, past) in [(5000, 0, 5000), (5000, 900, 5000), (5000, -900, 4100), (5000, i64::MIN, 0)] {
+            assert_eq!(past_ms(now, ahead), past, "{now} {ahead}");
+        }
+    }
+
+    #[test]
     fn a_wait_ends_though_something_changes_all_the_time() {
         let shared = Shared {
             network: NetworkFile {
@@ -438,6 +462,7 @@ mod tests {
             },
             tip: ArcSwap::default(),
             effective: ArcSwap::default(),
+            gateway_ahead_ms: AtomicI64::default(),
             commands: tokio::sync::mpsc::unbounded_channel().0,
             inner: Mutex::default(),
             changed: Condvar::new(),

@@ -69,6 +69,18 @@ impl Cosigner for Device {
     }
 }
 
+fn token(label: &str) -> record::Token {
+    let mut id = [0; 32];
+    id[..label.len()].copy_from_slice(label.as_bytes());
+    record::Token {
+        id: mayfly_protocol::TokenId(id),
+        label: label.into(),
+        devices: vec![],
+        creators: vec![],
+        allow: vec![],
+    }
+}
+
 fn key() -> Ed25519Secret {
     Ed25519Secret::generate().unwrap()
 }
@@ -149,15 +161,12 @@ impl Ledger {
 
     /// A record that can be posted any number of times.
     pub fn token(&mut self, label: &str) -> Bundle {
-        let mut id = [0; 32];
-        id[..label.len()].copy_from_slice(label.as_bytes());
-        self.post(record::Token {
-            id: mayfly_protocol::TokenId(id),
-            label: label.into(),
-            devices: vec![],
-            creators: vec![],
-            allow: vec![],
-        })
+        self.post(token(label))
+    }
+
+    /// The same by a device, with its session key; not applied.
+    pub fn token_of(&self, device: &Device, label: &str) -> Vec<u8> {
+        self.sign(&token(label).into(), device.id().0, &[&device.session])
     }
 
     /// A device joins and delegates a session key: three bundles.

@@ -3,7 +3,7 @@
 use crate::connection::{Connection, ConnectionError};
 use crate::keeper::{Broken, Keeper, with_cause};
 use crate::network::GatewayAddress;
-use crate::replica::{Alarm, Change, HelloSigner, OpenError, Shared, StoredEntry, SubmitError};
+use crate::replica::{Alarm, Change, HelloSigner, OpenError, Shared, StoredEntry, SubmitError, now_ms};
 use crate::store::StoreError;
 use crate::witness::{Cosigner, Withheld};
 use futures_util::FutureExt;
@@ -16,7 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -197,8 +197,8 @@ impl Worker {
         let hello = self.sign_hello(gateway, &connection, &challenge)?;
         connection.send(&FromClient::Hello(hello)).await?;
         let target = timeout(WELCOME_MAX, self.await_welcome(&mut connection)).await;
-        let target = target.map_err(|_| End::from(ConnectionError::TimedOut))??;
-        self.welcomed(gateway, target);
+        let (target, time_ms) = target.map_err(|_| End::from(ConnectionError::TimedOut))??;
+        self.welcomed(gateway, target, time_ms);
         self.send_submissions(&mut connection).await?;
 
         let mut tick = interval(TICK);
@@ -235,12 +235,12 @@ impl Worker {
         Ok(Hello { version: sync::VERSION, network, tip: head, witnessed, key: Verifier(key), signature })
     }
 
-    /// The size at which this replica will have caught up.
-    async fn await_welcome(&mut self, connection: &mut Connection) -> Result<u64, End> {
+    /// The size at which this replica will have caught up, and the gateway's clock.
+    async fn await_welcome(&mut self, connection: &mut Connection) -> Result<(u64, u64), End> {
         loop {
             match connection.receive().await? {
                 None => {}
-                Some(FromGateway::Welcome { head, first, .. }) => {
+                Some(FromGateway::Welcome { head, first, time_ms }) => {
                     let ours = self.keeper.chain().tip().size();
                     if head.size < ours {
                         self.shared.alarm(Alarm::Behind { ours, theirs: head.size });
@@ -250,7 +250,7 @@ impl Worker {
                         let text = "the gateway has let go of entries that this replica needs";
                         return Err(End::Hopeless(text.into()));
                     }
-                    return Ok(head.size);
+                    return Ok((head.size, time_ms));
                 }
                 Some(FromGateway::Bye { reason, text, retry_ms }) => return Err(bye(reason, &text, retry_ms)),
                 Some(_) => return Err(ConnectionError::Protocol("it did not answer the hello").into()),
@@ -360,7 +360,10 @@ impl Worker {
         self.cosign(connection).await // a clock that was behind may have caught up
     }
 
-    fn welcomed(&mut self, gateway: &GatewayAddress, target: u64) {
+    fn welcomed(&mut self, gateway: &GatewayAddress, target: u64, time_ms: u64) {
+        self.shared
+            .gateway_ahead_ms
+            .store(time_ms.cast_signed().saturating_sub(now_ms().cast_signed()), Ordering::Relaxed);
         let caught_up = self.keeper.chain().tip().size() >= target;
         (self.last_heard, self.asked) = (Instant::now(), None);
         self.keeper.forget_proposal();
@@ -492,9 +495,4 @@ fn backoff(failures: u32) -> Duration {
 /// A number below `below`; not a secret.
 fn random(below: u64) -> u64 {
     getrandom::u64().unwrap_or(0) % below.max(1)
-}
-
-/// This device's clock in milliseconds since the Unix epoch.
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
