@@ -189,6 +189,17 @@ mod tests {
     }
 
     #[test]
+    fn what_the_page_shows_is_taken_and_is_the_default() {
+        let page = include_str!("../../docs/operations.md").split("### ledger.toml\n```toml\n").nth(1);
+        let block = page.and_then(|rest| rest.split("```").next()).expect("the example is there");
+        let shown = read(block).unwrap();
+        assert_eq!((shown.limits, shown.danger), (Limits::default(), Danger::default()));
+        let all = block.replace("\n# ", "\n").replace("\"…\"", &format!("\"{}\"", "0".repeat(64)));
+        let all = read(&all).unwrap();
+        assert!(all.ready_file.is_some() && all.backend.path.is_some() && all.backend.sha256.is_some());
+    }
+
+    #[test]
     fn what_is_odd_is_refused_with_a_reason() {
         for (text, expected) in [
             (format!("{SAMPLE}\n[limits]\nconections = 3"), "unknown field"),

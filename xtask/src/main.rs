@@ -21,7 +21,7 @@ cargo xtask COMMAND
   quickstart   from nothing to a file encrypted by a key that exists nowhere: packages, build, network, story
   test         what CI runs: packages, format, lints, docs, build, all tests
   bench        measures what the project promises, and writes docs/PERFORMANCE.md
-  nightly      the long runs of the property tests
+  nightly      the long runs: property tests, whole-system tests again and again, the vault in C under sanitizers, figures
 
 Each does all its set-up on a Debian 12 machine with Rust.
 Exit status: 0 done, 1 failed (the reason is on standard error), 2 wrong use.
