@@ -33,6 +33,10 @@ const USE: &[Package] = &[
     Package { name: "openssl", sign: Sign::Program("openssl") },
     Package { name: "opensc", sign: Sign::Program("pkcs11-tool") },
     Package { name: "libengine-pkcs11-openssl", sign: Sign::Library("engines-3/pkcs11.so") },
+    // what the vaults pkcs11 and tpm stand on
+    Package { name: "softhsm2", sign: Sign::Program("softhsm2-util") },
+    Package { name: "swtpm", sign: Sign::Program("swtpm") },
+    Package { name: "swtpm-tools", sign: Sign::Program("swtpm_setup") },
 ];
 
 const TEST: &[Package] = &[
@@ -41,18 +45,14 @@ const TEST: &[Package] = &[
     // the vault in C, plugins/example-c
     Package { name: "make", sign: Sign::Program("make") },
     Package { name: "libssl-dev", sign: Sign::Library("libcrypto.so") },
-    // the vault pkcs11
-    Package { name: "softhsm2", sign: Sign::Program("softhsm2-util") },
-    // the vault tpm
-    Package { name: "swtpm", sign: Sign::Program("swtpm") },
-    Package { name: "swtpm-tools", sign: Sign::Program("swtpm_setup") },
+    // the attacks on the vault tpm
     Package { name: "tpm2-tools", sign: Sign::Program("tpm2") },
 ];
 
 /// What is to be done, and so which packages it takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum For {
-    /// Building, and using the module with others' tools.
+    /// Building, a network with vaults of every kind, and using the module with others' tools.
     Quickstart,
     /// The same and the tests.
     Tests,

@@ -50,12 +50,10 @@ struct Story {
 impl Story {
     fn begin(folder: &Path, programs: &Path, document: &Path) -> Result<Self> {
         let started = Instant::now();
-        let network = Network::up(&folder.join("network"), programs, &[])?;
+        let network = Network::up(&folder.join("network"), programs, &["--vaults", "tpm,pkcs11,file"])?;
         let mut story = Self { network, folder: folder.to_owned(), document: document.to_owned(), number: 0 };
         let seconds = started.elapsed().as_secs_f32();
-        story.say(&format!(
-            "A ledger and three agents run on this machine ({seconds:.1} s). Each agent has a vault of its own; no key exists yet."
-        ));
+        story.see_vaults(seconds)?;
         Ok(story)
     }
 
@@ -82,6 +80,21 @@ impl Story {
 
     fn file(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
+    }
+
+    /// Each agent's vault is of the kind that was dealt to it.
+    fn see_vaults(&mut self, seconds: f32) -> Result<()> {
+        let devices = self.network.mayfly(&["device", "list"])?;
+        for (agent, vault) in [("agent-1", "tpm"), ("agent-2", "pkcs11"), ("agent-3", "file")] {
+            let line = devices.lines().find(|line| line.split_whitespace().next() == Some(agent));
+            let has = line.is_some_and(|line| line.split_whitespace().any(|word| word == vault));
+            ensure!(has, "the vault of {agent} is not of kind {vault}:\n{devices}");
+        }
+        self.say(&format!(
+            "A ledger and three agents run on this machine ({seconds:.1} s). Each agent seals what it keeps: agent-1 in a TPM 2.0, agent-2 in a \
+             PKCS#11 token, agent-3 in a file under a passphrase. TPM and token are software here (swtpm, SoftHSM); no key exists yet."
+        ));
+        Ok(())
     }
 
     fn make_keys(&mut self) -> Result<()> {

@@ -6,13 +6,15 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// Everything that `cargo build --workspace` must leave beside each other; the programs find one another there.
-pub const ARTEFACTS: [&str; 7] = [
+pub const ARTEFACTS: [&str; 9] = [
     "mayflyd",
     "mayfly",
     "mayfly-ledger",
     "mayfly-plugin-host",
     "libmayfly_pkcs11.so",
     "libmayfly_vault_file.so",
+    "libmayfly_vault_pkcs11.so",
+    "libmayfly_vault_tpm.so",
     "libmayfly_ledger_embedded.so",
 ];
 

@@ -15,25 +15,34 @@ pub struct ArtifactMissing {
     pub beside: PathBuf,
 }
 
-/// Finds a program or plugin of ours (`libmayfly_vault_file.so`) by its file name: beside the running program, above
-/// it when that is a test in cargo's `deps`, then in `/usr/lib/mayfly`.
-///
-/// # Errors
-/// [`ArtifactMissing`], also for a name that is not a plain file name.
-pub fn find_artifact(name: &str) -> Result<PathBuf, ArtifactMissing> {
-    let program = std::env::current_exe().unwrap_or_default();
-    let beside = program.parent().unwrap_or(Path::new("/")).to_owned();
-    let missing = || ArtifactMissing { name: name.to_owned(), beside: beside.clone() };
-    if name.is_empty() || name.contains('/') {
-        return Err(missing());
-    }
+/// Where [`find_artifact`] looks, in this order.
+pub fn artifact_folders() -> Vec<PathBuf> {
+    let beside = beside();
     let mut folders = vec![beside.clone()];
     if beside.file_name().is_some_and(|folder| folder == "deps" || folder == "examples") {
         // cargo's layout: libraries are beside a test, programs one level up
         folders.extend(beside.parent().map(Path::to_owned));
     }
     folders.push(PathBuf::from(INSTALLED_DIR));
-    folders.into_iter().map(|folder| folder.join(name)).find(|path| path.is_file()).ok_or_else(missing)
+    folders
+}
+
+fn beside() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.parent().unwrap_or(Path::new("/")).to_owned()
+}
+
+/// Finds a program or plugin of ours (`libmayfly_vault_file.so`) by its file name: beside the running program, above
+/// it when that is a test in cargo's `deps`, then in `/usr/lib/mayfly`.
+///
+/// # Errors
+/// [`ArtifactMissing`], also for a name that is not a plain file name.
+pub fn find_artifact(name: &str) -> Result<PathBuf, ArtifactMissing> {
+    let missing = || ArtifactMissing { name: name.to_owned(), beside: beside() };
+    if name.is_empty() || name.contains('/') {
+        return Err(missing());
+    }
+    artifact_folders().into_iter().map(|folder| folder.join(name)).find(|path| path.is_file()).ok_or_else(missing)
 }
 
 #[cfg(test)]

@@ -30,17 +30,32 @@ const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// Longest call that is waited for: a configuration's "for ever" may not overflow the clock.
 const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// The host's program, in messages about itself.
+const HOST: &str = "mayfly-plugin-host";
 /// How long a host may take to close its files when it is told to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait for a killed host; one in an uninterruptible system call is left to a thread.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What a host said of itself when it had opened its plugin.
+/// What a plugin's table says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Opened {
-    pub(crate) kind: Kind,
-    pub(crate) name: String,
-    pub(crate) version: String,
+pub struct PluginInfo {
+    /// What it is for.
+    pub kind: Kind,
+    /// Its name, `[a-z0-9-]+`, at most 32 bytes.
+    pub name: String,
+    /// Its version, for people, at most 32 bytes.
+    pub version: String,
+}
+
+/// Loads a plugin as it would be used, with its path rule and its pin, and reads its table; it is not opened, so its configuration does
+/// not matter.
+///
+/// # Errors
+/// Unsafe paths, a wrong pin, a file that is no plugin, another interface version.
+pub fn inspect(config: &HostConfig) -> Result<PluginInfo, PluginError> {
+    let client = Client::idle(config, None);
+    client.introduce(&mut client.lock(), Op::Table)
 }
 
 /// A plugin and its host process.
@@ -54,7 +69,7 @@ pub(crate) struct Client {
 
 struct State {
     running: Option<Running>,
-    opened: Option<Opened>,
+    opened: Option<PluginInfo>,
     failures: u32,
     not_before: Option<Instant>,
     next_id: u64,
@@ -126,7 +141,7 @@ impl Client {
     }
 
     /// What the plugin said of itself.
-    pub(crate) fn opened(&self) -> Option<Opened> {
+    pub(crate) fn opened(&self) -> Option<PluginInfo> {
         self.lock().opened.clone()
     }
 
@@ -305,7 +320,19 @@ impl Client {
 
     fn launch(&self, state: &mut State) -> Result<(), PluginError> {
         let who = self.who_of(state);
-        let running = spawn(&self.config, &who)?;
+        let before = state.opened.clone();
+        let opened = self.introduce(state, Op::Init)?;
+        if before.is_some_and(|before| (before.kind, &before.name) != (opened.kind, &opened.name)) {
+            let what = format!("after a restart it is {}({})", opened.kind.word(), opened.name);
+            return Err(PluginError::Unusable { who, path: self.config.plugin_path.clone(), what });
+        }
+        state.opened = Some(opened);
+        Ok(())
+    }
+
+    /// Starts a host and has it load the plugin ([`Op::Table`]), and open it ([`Op::Init`]).
+    fn introduce(&self, state: &mut State, op: Op) -> Result<PluginInfo, PluginError> {
+        let running = spawn(&self.config, &self.who_of(state))?;
         *self.killer.lock().unwrap_or_else(PoisonError::into_inner) = pidfd_of(&running.child).ok();
         state.running = Some(running);
         let fields = Writer::new()
@@ -314,10 +341,9 @@ impl Client {
             .u8((self.config.network == Network::Allowed).into())
             .bytes(self.config.config_text.as_bytes())
             .bytes(self.config.data_dir.as_os_str().as_bytes());
-        let before = state.opened.clone();
-        let opened = self.exchange(
+        self.exchange(
             state,
-            Op::Init,
+            op,
             fields,
             self.config.call_timeout,
             |answer| {
@@ -329,16 +355,10 @@ impl Client {
                 if !codec::is_name(&name) {
                     return wrong("a name that is not made of a-z, 0-9 and -");
                 }
-                Ok(Opened { kind, name, version })
+                Ok(PluginInfo { kind, name, version })
             },
             |_| Ok(None),
-        )?;
-        if before.is_some_and(|before| (before.kind, &before.name) != (opened.kind, &opened.name)) {
-            let what = format!("after a restart it is {}({})", opened.kind.word(), opened.name);
-            return Err(PluginError::Unusable { who, path: self.config.plugin_path.clone(), what });
-        }
-        state.opened = Some(opened);
-        Ok(())
+        )
     }
 }
 
@@ -424,16 +444,19 @@ fn how_it_ended(running: &mut Running, error: &io::Error) -> String {
 
 /// Starts the host process; the plugin is not opened yet.
 fn spawn(config: &HostConfig, who: &str) -> Result<Running, PluginError> {
-    let path = |cause| PluginError::Path { who: who.to_owned(), cause };
+    let path = |who: &str| {
+        let who = who.to_owned();
+        move |cause| PluginError::Path { who, cause }
+    };
     let host = |action: &str| {
         let (who, action) = (who.to_owned(), action.to_owned());
         move |cause| PluginError::Host { who, action, cause }
     };
-    let program = check_path(&config.host_path, config.path_rule).map_err(path)?;
-    let mut plugin = check_path(&config.plugin_path, config.path_rule).map_err(path)?;
+    let mut plugin = check_path(&config.plugin_path, config.path_rule).map_err(path(who))?;
     if let Some(pin) = &config.pin {
-        plugin = pinned_copy(&config.plugin_path, plugin, pin).map_err(path)?;
+        plugin = pinned_copy(&config.plugin_path, plugin, pin).map_err(path(who))?;
     }
+    let program = check_path(&config.host_path, config.path_rule).map_err(path(HOST))?;
     prepare_data_dir(&config.data_dir).map_err(host(&format!("data folder {}", config.data_dir.display())))?;
     let (page, page_fd) = SecretPage::make().map_err(host("secret memory"))?;
     let (ours, theirs) = UnixStream::pair().map_err(host("socket pair"))?;

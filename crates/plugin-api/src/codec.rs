@@ -41,6 +41,7 @@ pub(crate) enum Op {
     Random = 11,
     Health = 12,
     Control = 13,
+    Table = 14,
     Caps = 20,
     Head = 21,
     Append = 22,
@@ -55,7 +56,7 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    const ALL: [Op; 24] = [
+    const ALL: [Op; 25] = [
         Op::Init,
         Op::Describe,
         Op::IdentityPublic,
@@ -69,6 +70,7 @@ impl Op {
         Op::Random,
         Op::Health,
         Op::Control,
+        Op::Table,
         Op::Caps,
         Op::Head,
         Op::Append,
@@ -102,6 +104,7 @@ impl Op {
             Op::Random => "random",
             Op::Health => "health",
             Op::Control => "control",
+            Op::Table => "table",
             Op::Caps => "caps",
             Op::Head => "head",
             Op::Append => "append_if_head",

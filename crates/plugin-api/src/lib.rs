@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`VaultPlugin`], [`BackendPlugin`] | what agent and gateway call; each owns one `mayfly-plugin-host` process |
 //! | [`HostConfig`], [`find_artifact`] | which plugin, with what configuration, under which limits |
+//! | [`inspect`] | what a plugin's table says, without opening it |
 //! | [`PluginError`] | every way in which a plugin fails; the text starts with `vault(file): ` or `ledger(embedded): ` |
 //! | [`contract`] | the suites that a plugin of a kind must pass; `mayfly plugin test` runs them |
 //! | [`host`] | the body of `mayfly-plugin-host` |
@@ -39,8 +40,9 @@ pub use abi::{
     Alg, Bundle, Caps, Checkpoint, Generations, Head, Health, HealthState, Identity, Lease, Snapshot, SnapshotInfo,
     Status, Tier, VaultDescription,
 };
-pub use artifact::{ArtifactMissing, find_artifact};
+pub use artifact::{ArtifactMissing, artifact_folders, find_artifact};
 pub use backend::{Append, BackendPlugin, ReadAnswer};
+pub use client::{PluginInfo, inspect};
 pub use config::{CALL_TIMEOUT_DEFAULT, HostConfig, Kind, Network};
 pub use error::PluginError;
 pub use path::{PathError, PathRule, check_path, sha256_of};

@@ -5,7 +5,8 @@
 #![allow(clippy::unwrap_used)]
 
 use mayfly_plugin_api::{
-    Append, BackendPlugin, Head, HostConfig, Network, PathRule, PluginError, Status, Tier, VaultPlugin, abi::Alg,
+    Append, BackendPlugin, Head, HostConfig, Kind, Network, PathRule, PluginError, Status, Tier, VaultPlugin, abi::Alg,
+    inspect,
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -92,6 +93,20 @@ fn an_honest_c_vault_works() {
         "a null function is an answer"
     );
     assert_eq!(error_of(vault.control("x", b"")), "vault(hostile): control: not offered by this plugin");
+}
+
+/// A look at the table opens nothing: what would end the plugin's process when it starts is not reached.
+#[test]
+fn a_plugin_can_be_looked_at_without_being_opened() {
+    let bench = Bench::new();
+    let config = bench.config(&bench.build(&[]), "crashes in open");
+    assert!(VaultPlugin::start(&config).is_err(), "the test shows nothing");
+    let info = inspect(&config).unwrap();
+    assert_eq!((info.kind, info.name.as_str(), info.version.as_str()), (Kind::Vault, "hostile", "1"));
+    let pinned = HostConfig { pin: Some([0; 32]), ..config };
+    assert!(error_of(inspect(&pinned)).contains("pinned is 0000"));
+    let other = bench.config(&bench.build(&["TABLE_VERSION=2"]), "honest");
+    assert!(error_of(inspect(&other)).contains("it is made for interface version 2"));
 }
 
 /// Libraries that are no plugin, or none for us: refused before anything of them is called.

@@ -142,6 +142,90 @@ fn what_cannot_be_made_is_refused_before_anything_is() {
     assert!(!long.exists(), "a refused command left something behind");
 }
 
+/// Our own vaults pass their suite without any preparation, and nothing of what that took is left.
+#[track_caller]
+fn passes_its_suite(kind: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let library = program(&format!("libmayfly_vault_{kind}.so"));
+    let mut test = Command::new(program("mayfly"));
+    test.args(["plugin", "test", "--danger-development", "--json"]).arg(library).env("TMPDIR", folder.path());
+    let report = run(&mut test).ok().json();
+    assert_eq!((&report["plugin"], &report["passed"]), (&format!("vault({kind})").into(), &true.into()), "{report}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "files were left");
+    assert_eq!(processes_of(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn the_tpm_vault_passes_its_suite_on_a_tpm_of_its_own() {
+    passes_its_suite("tpm");
+}
+
+#[test]
+fn the_token_vault_passes_its_suite_on_a_token_of_its_own() {
+    passes_its_suite("pkcs11");
+}
+
+#[test]
+fn a_test_that_is_interrupted_leaves_no_tpm() {
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::KILL] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut test = Command::new(program("mayfly"));
+        test.args(["plugin", "test", "--danger-development"]).arg(program("libmayfly_vault_tpm.so"));
+        let mut test = test.env("TMPDIR", folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !processes_of(folder.path()).iter().any(|process| process.contains("swtpm socket")) {
+            assert!(Instant::now() < deadline, "no TPM is started");
+            sleep(Duration::from_millis(5));
+        }
+        let pid = rustix::process::Pid::from_raw(i32::try_from(test.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        test.wait().unwrap();
+        assert_all_end(folder.path(), Duration::from_secs(5));
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, usize::from(signal == rustix::process::Signal::KILL), "only what is killed leaves its folder");
+    }
+}
+
+#[test]
+fn plugins_are_listed_verified_and_pinned() {
+    let network = Network::three();
+    let plugin = |words: &[&str]| network.mayfly(&[&["plugin"], words, &["--danger-development"]].concat());
+    let listed = plugin(&["list", "--json"]).ok().json();
+    let found = |kind: &str, name: &str| {
+        let is_it = |row: &&serde_json::Value| row["kind"] == kind && row["name"] == name && row["abi"] == 1;
+        listed.as_array().unwrap().iter().find(is_it).unwrap_or_else(|| panic!("no {name}: {listed}")).clone()
+    };
+    assert_eq!(found("ledger", "embedded")["path_rule"], "ok");
+    for name in ["tpm", "pkcs11"] {
+        assert!(found("vault", name)["problem"].is_null(), "{listed}");
+    }
+    let file = found("vault", "file");
+    let (path, hash) = (file["path"].as_str().unwrap(), file["sha256"].as_str().unwrap());
+    assert_eq!(plugin(&["verify", path, "--sha256", hash, "--json"]).ok().json()["name"], "file");
+    plugin(&["verify", path, "--sha256", &"0".repeat(64)]).refused("pinned is 0000");
+    plugin(&["verify", path, "--sha256", "00"]).refused("64 hexadecimal digits");
+    plugin(&["verify", &program("libmayfly_pkcs11.so").display().to_string()]).refused("it is no Mayfly plugin");
+    let open = network.write("libmayfly_vault_open.so", b"");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o666)).unwrap();
+    plugin(&["verify", &open]).refused("can be written to by others");
+    assert_eq!(plugin(&["pin", path]).ok().text().trim(), format!("pin = \"{hash}\""));
+
+    // Into the configuration of an agent, which then takes this file and no other.
+    let config = network.dir().join("agent-2/agent.toml").display().to_string();
+    let other = found("vault", "tpm");
+    plugin(&["pin", other["path"].as_str().unwrap(), "--config", &config]).refused("nothing was changed");
+    plugin(&["pin", path, "--config", &config]).ok();
+    network.dev("kill", "agent-2");
+    network.dev("start", "agent-2");
+    network.dev("kill", "agent-2");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(hash, &"0".repeat(64))).unwrap();
+    let dir = network.dir().display().to_string();
+    network.mayfly(&["dev", "start", "--dir", &dir, "agent-2"]).refused("agent-2 has ended");
+    let log = std::fs::read_to_string(network.dir().join("agent-2.log")).unwrap();
+    assert!(log.contains("pinned is 0000"), "{log}");
+}
+
 /// A host that joins a network by `mayfly join`.
 struct Host<'n> {
     network: &'n Network,

@@ -1,6 +1,6 @@
 //! `dev.json`: what a development network consists of, and which processes it has.
 
-use super::process::{self, Identity, Waiting};
+use crate::cli::process::{self, Identity, Waiting};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

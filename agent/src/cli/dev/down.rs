@@ -1,7 +1,7 @@
 //! Ending a network, whole, half-made or long gone.
 
 use super::book::{Book, Part};
-use super::process::{Identity, wait_for_end};
+use crate::cli::process::{Identity, wait_for_end};
 use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! Faults on purpose: one process is killed, started again, stopped, or let go on.
 
 use super::book::{Book, Part, Process};
-use super::process::{self, Identity};
 use super::{open, up};
 use crate::cli::announce::quoted;
+use crate::cli::process::{self, Identity};
 use anyhow::{Result, bail, ensure};
 use mayfly_protocol::head::quorum;
 use rustix::process::Signal;

@@ -8,11 +8,11 @@ mod book;
 mod down;
 mod env;
 mod fault;
-mod process;
 mod up;
 mod vaults;
 
 use super::announce::{Announcer, field, table};
+use super::process;
 use super::software::SOCKET_PATH_BYTES_MAX;
 use anyhow::{Context, Result, bail, ensure};
 use book::Book;

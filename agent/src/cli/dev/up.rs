@@ -5,14 +5,15 @@ use super::book::{Book, Part, Process};
 use super::down;
 use super::env::Env;
 use super::fault;
-use super::process::{self, Identity};
 use super::vaults::{VaultKind, Vaults};
 use super::{check_socket_length, not_yet};
 use crate::cli::admin::{Administrator, Signing};
 use crate::cli::agent::Agent;
 use crate::cli::announce::{Announcer, advised, quoted};
 use crate::cli::init::{self, Plan};
+use crate::cli::interrupt::when_interrupted;
 use crate::cli::join::{self, NewDevice};
+use crate::cli::process::{self, Identity};
 use crate::cli::software::{self, Call};
 use crate::cli::value;
 use crate::cli::{device, invite, token};
@@ -29,7 +30,6 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// The administrator's key in the network's folder.
 pub const ADMIN_KEY: &str = "administrator.key";
@@ -41,8 +41,6 @@ const AGENTS_MAX: u8 = 63;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The shell's environment in the network's folder, and in each agent's.
 const ENV: &str = "env";
-/// Exit status of a command that a signal ended, as shells have it (128 + SIGINT).
-const INTERRUPTED: i32 = 130;
 /// How often readiness is looked at.
 const POLL: Duration = Duration::from_millis(3);
 
@@ -330,28 +328,14 @@ static STARTING: Mutex<()> = Mutex::new(());
 
 /// Ends what was started so far when `dev up` itself is ended.
 fn end_when_interrupted(dir: &Path) -> Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot wait for signals")?;
-    let inside = runtime.enter();
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let (mut interrupt, mut terminate) = (signals.0.context("SIGINT")?, signals.1.context("SIGTERM")?);
-    drop(inside);
     let dir = dir.to_owned();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => (),
-                _ = terminate.recv() => (),
-            }
-        });
+    when_interrupted(move || {
         let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         match down::down(&dir) {
             Ok(ended) => eprintln!("mayfly: interrupted; ended {} processes, none is left", ended.unwrap_or(0)),
             Err(error) => eprintln!("mayfly: interrupted, and the network could not be ended: {error:#}"),
         }
-        std::process::exit(INTERRUPTED);
-    })?;
-    Ok(())
+    })
 }
 
 /// The log file of a process.

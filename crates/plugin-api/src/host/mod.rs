@@ -169,7 +169,7 @@ impl Server {
             return call::Reply::host(codec::HOST_BAD_REQUEST, "a request without a head").frame(0);
         };
         let reply = match Op::from_code(op) {
-            Some(Op::Init) => self.init(&mut fields),
+            Some(op @ (Op::Init | Op::Table)) => self.init(op, &mut fields),
             Some(op) => self.call(op, &mut fields),
             None => call::Reply::host(codec::HOST_BAD_REQUEST, &format!("no operation {op}")),
         };
@@ -185,17 +185,17 @@ impl Server {
         result.unwrap_or_else(|malformed| call::Reply::host(codec::HOST_BAD_REQUEST, malformed.0))
     }
 
-    fn init(&mut self, fields: &mut Reader<'_>) -> call::Reply {
+    fn init(&mut self, op: Op, fields: &mut Reader<'_>) -> call::Reply {
         let Some(plugin) = self.plugin.take() else {
             return call::Reply::host(codec::HOST_BAD_REQUEST, "opened twice");
         };
-        match self.open(plugin, fields) {
+        match self.open(op, plugin, fields) {
             Ok(reply) => reply,
             Err(malformed) => call::Reply::host(codec::HOST_BAD_REQUEST, malformed.0),
         }
     }
 
-    fn open(&mut self, plugin: OwnedFd, fields: &mut Reader<'_>) -> Result<call::Reply, codec::Malformed> {
+    fn open(&mut self, op: Op, plugin: OwnedFd, fields: &mut Reader<'_>) -> Result<call::Reply, codec::Malformed> {
         let protocol = fields.u32()?;
         if protocol != codec::PROTOCOL {
             let what = format!(
@@ -213,13 +213,18 @@ impl Server {
         if let Err(what) = filter::apply(network) {
             return Ok(call::Reply::host(codec::HOST_NOT_SAFE, &what));
         }
-        let library = match load::load(file, wanted, network) {
+        // what is only looked at may need a network that it does not get
+        let granted = if op == Op::Table { Network::Allowed } else { network };
+        let library = match load::load(file, wanted, granted) {
             Ok(library) => library,
             Err(what) => return Ok(call::Reply::host(codec::HOST_UNUSABLE, &what)),
         };
         drop(plugin);
         let described =
             Writer::new().u32(library.kind().code()).bytes(library.name.as_bytes()).bytes(library.version.as_bytes());
+        if op == Op::Table {
+            return Ok(call::Reply::ok(described));
+        }
         Ok(match library.open(config, data_dir) {
             Ok(loaded) => {
                 self.loaded = Some(loaded);
