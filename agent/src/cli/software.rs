@@ -113,6 +113,11 @@ pub fn tcti(dir: &Path) -> String {
     format!("swtpm:path={}", tpm_socket(dir).display())
 }
 
+/// The certificates of an authority that certifies TPMs, root and issuer.
+pub fn tpm_roots(ca: &Path) -> PathBuf {
+    ca.join("roots.pem")
+}
+
 /// The `[vault]` section of the token in `dir`, as its script wrote it.
 pub fn token_section(dir: &Path) -> PathBuf {
     dir.join("vault.toml")

@@ -68,9 +68,9 @@ fn a_network_that_was_ended_is_started_again() {
     let (dir, watch) = (network.dir().display().to_string(), std::process::id().to_string());
     network.agent(1).mayfly(&["key", "create", "k", "--type", "aes:256"]).ok();
     network.down().ok();
-    let up = |agents: &str| network.mayfly(&["dev", "up", "--dir", &dir, "--watch-pid", &watch, "--agents", agents]);
-    up("4").refused("--agents 3");
-    assert!(up("3").ok().text().contains("runs again"));
+    let up = |words: &[&str]| network.mayfly(&[&["dev", "up", "--dir", &dir, "--watch-pid", &watch], words].concat());
+    up(&["--agents", "4"]).refused("a network of 3 agents was ended");
+    assert!(up(&[]).ok().text().contains("runs again"));
     network.agent(2).mayfly_reading(&["iv", "--key", "k"], b"text").ok();
     // One agent alone has nobody to ask: it runs, and says what it waits for.
     for name in ["agent-1", "agent-2", "agent-3"] {

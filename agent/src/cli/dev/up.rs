@@ -37,6 +37,8 @@ pub const ADMIN_KEY: &str = "administrator.key";
 const TOKEN_LABEL: &str = "mayfly";
 /// Most agents of one network.
 const AGENTS_MAX: u8 = 63;
+/// How many unless told otherwise.
+const AGENTS_DEFAULT: u8 = 3;
 /// How long a process may take until it works.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The shell's environment in the network's folder, and in each agent's.
@@ -54,9 +56,9 @@ pub struct Up {
     /// Folder of the network; made if it is not there
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// How many agents
-    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=i64::from(AGENTS_MAX)))]
-    agents: u8,
+    /// How many agents [default: 3, or as many as the network has that was ended]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(2..=i64::from(AGENTS_MAX)))]
+    agents: Option<u8>,
     /// How many shards a key needs
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=i64::from(AGENTS_MAX)))]
     threshold: u8,
@@ -99,9 +101,9 @@ impl Up {
             out.result(&again, |_| format!("the network in {} runs again\n\n{}", dir.display(), steps(&dir)))?;
             return Ok(());
         }
-        let vaults = Vaults::deal(&self.vaults, self.agents, &dir);
+        let vaults = Vaults::deal(&self.vaults, self.agents(), &dir);
         vaults.check()?;
-        let mut site = Site::new(&dir, self.agents, self.watch_pid)?;
+        let mut site = Site::new(&dir, self.agents(), self.watch_pid)?;
         end_when_interrupted(&dir)?;
         if let Err(error) = self.make(&mut site, &vaults) {
             // Not while an interrupt ends it: that ends us as well.
@@ -110,10 +112,10 @@ impl Up {
             return Err(error.context(format!("the network did not come up; its logs are in {}", dir.display())));
         }
         let seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
-        let result = json!({"dir": dir, "agents": self.agents, "threshold": self.threshold, "seconds": seconds,
+        let result = json!({"dir": dir, "agents": self.agents(), "threshold": self.threshold, "seconds": seconds,
             "env": dir.join("env"), "processes": site.book.status().get("processes").cloned().unwrap_or_default()});
         out.result(&result, |_| {
-            let (agents, threshold) = (self.agents, self.threshold);
+            let (agents, threshold) = (self.agents(), self.threshold);
             format!("{agents} agents are ready after {seconds:.1} s; keys need {threshold} of them\n\n{}", steps(&dir))
         })?;
         Ok(())
@@ -137,8 +139,8 @@ impl Up {
             ));
         }
         ensure!(
-            agents == usize::from(self.agents),
-            "a network of {agents} agents was ended in {shown}: start it with --agents {agents}, or choose another --dir"
+            self.agents.is_none_or(|wanted| agents == usize::from(wanted)),
+            "a network of {agents} agents was ended in {shown}: start it without --agents, or choose another --dir"
         );
         // What they watched, if anything, was another run's.
         book.processes.iter_mut().for_each(|process| process.watch = self.watch_pid);
@@ -146,8 +148,17 @@ impl Up {
         Ok(Some(fault::start(dir, None, true)?.names))
     }
 
+    fn agents(&self) -> u8 {
+        self.agents.unwrap_or(AGENTS_DEFAULT)
+    }
+
     fn check(&self) -> Result<()> {
-        ensure!(self.threshold <= self.agents, "{} agents cannot hold keys that need {}", self.agents, self.threshold);
+        ensure!(
+            self.threshold <= self.agents(),
+            "{} agents cannot hold keys that need {}",
+            self.agents(),
+            self.threshold
+        );
         not_yet(self.ledger == LedgerKind::Etcd, "etcd")?;
         not_yet(self.gateways != 1, "more than one gateway")
     }
@@ -161,19 +172,19 @@ impl Up {
         step.done("gateway");
         let mut administrator = Administrator::open(&Signing::of(site.dir.join(ADMIN_KEY)))?;
         step.done("administrator");
-        let invitations = (0..self.agents).map(|_| invite::make_text(&mut administrator, READY_TIMEOUT));
+        let invitations = (0..self.agents()).map(|_| invite::make_text(&mut administrator, READY_TIMEOUT));
         let invitations = invitations.collect::<Result<Vec<SecretBytes>>>()?;
         step.done("invitations");
         vaults.finish(making, site)?;
         step.done("vaults");
         self.join_all(site, gateway, vaults, &invitations)?;
         step.done("joined");
-        site.start_agents(self.agents)?;
-        for number in 1..=self.agents {
+        site.start_agents(self.agents())?;
+        for number in 1..=self.agents() {
             device::approve(&mut administrator, &agent_name(number))?;
         }
         token::create(&mut administrator, TOKEN_LABEL, &[], &[], &[])?;
-        for number in 1..=self.agents {
+        for number in 1..=self.agents() {
             device::set_roles(&mut administrator, &agent_name(number), &[DeviceRole::Holder, DeviceRole::Witness])?;
         }
         step.done("approved");
@@ -186,12 +197,12 @@ impl Up {
     fn join_all(&self, site: &Site, gateway: SocketAddr, vaults: &Vaults, invitations: &[SecretBytes]) -> Result<()> {
         let new_keys = NewKeys {
             threshold: self.threshold,
-            shares: self.agents,
+            shares: self.agents(),
             assemblers: vec!["*".into()],
             window_seconds: self.residency.strip_prefix("window:").and_then(|s| s.parse().ok()).unwrap_or(0),
             vault_open: self.vault_open.clone(),
         };
-        let makers = vaults.makers()?;
+        let makers = vaults.makers();
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (number, invitation) in (1..).zip(invitations) {
@@ -219,9 +230,9 @@ impl Up {
         token::set_first_pins(&site.socket(1), TOKEN_LABEL, &secret(&so_pin)?, &secret(&user_pin)?)?;
         step.done("PINs");
         let module = find_artifact("libmayfly_pkcs11.so")?;
-        for number in 1..=self.agents {
+        for number in 1..=self.agents() {
             let socket = site.socket(number);
-            wait_until_usable(&socket, self.agents)?;
+            wait_until_usable(&socket, self.agents())?;
             let env = Env {
                 dir: &site.dir,
                 module: &module,

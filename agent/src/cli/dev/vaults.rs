@@ -74,7 +74,7 @@ impl Vaults {
         let scripts = Scripts::unpack(self.dir.join("softhsm-setup"))?;
         for (number, kind) in self.numbered() {
             let call = match kind {
-                VaultKind::Tpm => scripts.make_tpm(&self.tpm(number), &self.dir.join("swtpm-ca")),
+                VaultKind::Tpm => scripts.make_tpm(&self.tpm(number), &self.authority()),
                 VaultKind::Pkcs11 => scripts.make_token(&self.token(number), &agent_name(number)),
                 VaultKind::File => continue,
             };
@@ -100,18 +100,9 @@ impl Vaults {
         started.iter().try_for_each(|process| super::up::wait_until_ready(&self.dir, process))
     }
 
-    /// Certificates of the authority that stands for the makers of the TPMs, in one file; none where there is no TPM. Once they are made.
-    pub fn makers(&self) -> Result<Option<PathBuf>> {
-        if self.of(VaultKind::Tpm).next().is_none() {
-            return Ok(None);
-        }
-        let folder = self.dir.join("swtpm-ca");
-        let read =
-            |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("no {name} in {}", folder.display()));
-        let path = self.dir.join("tpm-roots.pem");
-        std::fs::write(&path, [read("root.pem")?, read("issuer.pem")?].concat())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Some(path))
+    /// Certificates of the authority that stands for the makers of the TPMs; none where there is no TPM. Once they are made.
+    pub fn makers(&self) -> Option<PathBuf> {
+        self.of(VaultKind::Tpm).next().map(|_| software::tpm_roots(&self.authority()))
     }
 
     /// The `[vault]` section of an agent.
@@ -121,6 +112,10 @@ impl Vaults {
             Some(VaultKind::Pkcs11) => NewVault::read(&software::token_section(&self.token(number))),
             Some(VaultKind::File) | None => NewVault::file(&self.dir.join(agent_name(number))),
         }
+    }
+
+    fn authority(&self) -> PathBuf {
+        self.dir.join("swtpm-ca")
     }
 
     fn numbered(&self) -> impl Iterator<Item = (u8, VaultKind)> {
