@@ -113,7 +113,7 @@ pub(crate) fn restore_root(tpm: &Tpm, config: &Config, header: &Header) -> Resul
         Err(error) if error.is(tss::HANDLE) => {
             make_root(tpm, header.srk_handle, &config.owner_auth()?, Some(&header.srk_name)).map(|_| ())
         }
-        _ => Ok(()),
+        found => Ok(found.map(|_| ())?),
     }
 }
 

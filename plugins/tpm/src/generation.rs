@@ -84,7 +84,7 @@ impl TpmVault {
     }
 
     /// The generation that the counter stands for, over an authenticated session.
-    fn counter(&self, link: &Link<'_>) -> Result<u64, Fault> {
+    pub(crate) fn counter(&self, link: &Link<'_>) -> Result<u64, Fault> {
         let mut value = [0; 8];
         link.counter.read(link.session, &mut value)?;
         let value = u64::from_be_bytes(value);

@@ -112,10 +112,29 @@ impl TpmVault {
         let suspicious = matches!(error.layer(), Layer::Tpm | Layer::Esys) && !error.is_memory();
         match suspicious.then(|| check_chip(&tpm, &self.header)) {
             Some(Err(Fault::Told(lost))) => lost,
-            // our auth secret was checked when the vault was opened
-            Some(Ok(_)) if error.is_auth() => lost("an index of the vault was made anew by somebody else").into(),
+            // our auth secret was checked when the vault was opened, so an index takes another one; but a command that was
+            // disturbed on its way is refused in the same words, and nobody is to enrol anew for that
+            Some(Ok(_)) if error.is_auth() => match self.indices_refuse(&tpm) {
+                true => lost("an index of the vault was made anew by somebody else").into(),
+                false => {
+                    GuestError::new(Status::Io, format!("tpm: {error}; now it takes it: the way to it is disturbed"))
+                }
+            },
             _ => error.into(),
         }
+    }
+
+    /// Whether an index of ours refuses our auth value.
+    fn indices_refuse(&self, tpm: &Tpm) -> bool {
+        let read = self.linked(tpm, |link| {
+            self.counter(link)?;
+            let mut half = Zeroizing::new([0; 32]);
+            for index in &link.halves {
+                index.read(link.session, &mut half)?;
+            }
+            Ok(link.tpm.scrub()?)
+        });
+        read.is_err_and(|fault| fault.tpm().is_some_and(TpmError::is_auth))
     }
 
     /// Frees slots of the chip where nobody else manages them; after it the caller may try again.

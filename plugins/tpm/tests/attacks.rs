@@ -219,6 +219,119 @@ fn an_interposer_gets_nowhere() {
     assert_eq!(chip.occupied(), 0);
 }
 
+/// The storage root key's point in an answer to ReadPublic becomes the interposer's: whoever salts a session with it has
+/// told him the session's key.
+fn key_of_the_interposer(answer: &mut [u8]) {
+    let at = end_of_area(answer);
+    let point = SigningKey::from_slice(&[7; 32]).unwrap().verifying_key().to_sec1_point(false);
+    let bytes = point.as_bytes();
+    answer[at - 66..at - 34].copy_from_slice(&bytes[1..33]);
+    answer[at - 32..at].copy_from_slice(&bytes[33..]);
+}
+
+/// The same, with the Name that goes with it.
+fn key_and_name_of_the_interposer(answer: &mut [u8]) {
+    key_of_the_interposer(answer);
+    let at = end_of_area(answer);
+    let name: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest(&answer[12..at]).into();
+    answer[at + 4..at + 36].copy_from_slice(&name);
+}
+
+fn end_of_area(answer: &[u8]) -> usize {
+    12 + usize::from(u16::from_be_bytes([answer[10], answer[11]]))
+}
+
+/// Each single answer about the storage root key is forged, in making a vault and in starting it: no session is started
+/// and nothing is written after it. Whichever answer libtss2 keeps, it is one that was judged.
+#[test]
+fn an_interposer_shows_a_key_of_his_own() {
+    const READ_PUBLIC: u32 = 0x0173;
+    // StartAuthSession, NV_DefineSpace, NV_Write, Create
+    const SECRETIVE: [u32; 4] = [0x0176, 0x012a, 0x0137, 0x0153];
+    for edit in [key_of_the_interposer as fn(&mut [u8]), key_and_name_of_the_interposer] {
+        for making in [true, false] {
+            // in making, the first answer is that there is no such key
+            let first = usize::from(making);
+            let (mut forged, mut refused) = (first, 0);
+            loop {
+                let chip = Swtpm::start();
+                let proxy = Proxy::start(&chip);
+                let config = host_config(&proxy.tcti(), &folder(&chip, "data"));
+                if !making {
+                    drop(VaultPlugin::start(&config).unwrap());
+                }
+                let hit = Arc::new(AtomicBool::new(false));
+                let (flag, mut seen) = (hit.clone(), 0);
+                proxy.shared.restart();
+                let shared = proxy.shared.clone();
+                proxy.shared.judge(move |_, code| {
+                    seen += usize::from(code == READ_PUBLIC);
+                    if code != READ_PUBLIC || seen != forged + 1 {
+                        return Act::Pass;
+                    }
+                    flag.store(true, Ordering::SeqCst);
+                    shared.codes.lock().unwrap().clear();
+                    Act::Edit(edit)
+                });
+                let started = VaultPlugin::start(&config).map(|_| ());
+                proxy.shared.pass_all();
+                if !hit.load(Ordering::SeqCst) {
+                    started.unwrap();
+                    break;
+                }
+                // the chip understands a session only if it is salted for the chip: then that answer was not used
+                if let Err(error) = started {
+                    let after = proxy.shared.codes.lock().unwrap().clone();
+                    let told: Vec<_> = after.iter().filter(|code| SECRETIVE.contains(code)).collect();
+                    assert!(told.is_empty(), "answer {forged}, making: {making}: {told:x?} after it: {error}");
+                    assert!(matches!(error.status(), Some(Status::Io | Status::VaultLost)), "{error}");
+                    refused += 1;
+                }
+                // and when he has gone
+                advance(&VaultPlugin::start(&config).unwrap(), 1);
+                forged += 1;
+            }
+            println!("making: {making}: {} answers forged, {refused} refused", forged - first);
+            assert!(refused >= 2, "making: {making}: {refused} refused");
+        }
+    }
+}
+
+/// A command is changed on its way: refused by the chip, in the words of a wrong auth value where a session authorises it.
+/// Nobody is told that the vault is lost, nothing is done, and the next call works.
+#[test]
+fn a_disturbed_command_is_not_a_lost_vault() {
+    const NV_READ: u32 = 0x014e;
+    const NV_WRITE: u32 = 0x0137;
+    const SIGN: u32 = 0x015d;
+    let chip = Swtpm::start();
+    let proxy = Proxy::start(&chip);
+    let vault = VaultPlugin::start(&host_config(&proxy.tcti(), &folder(&chip, "data"))).unwrap();
+    vault.identity_public(None, true).unwrap();
+    let good = advance(&vault, 1);
+    type Call<'a> = &'a dyn Fn() -> Result<(), PluginError>;
+    let calls: [(u32, Call<'_>); 5] = [
+        (NV_READ, &|| vault.generation().map(|_| ())),
+        (NV_READ, &|| key(&vault, 1).map(|_| ())),
+        (NV_WRITE, &|| vault.stage(2, Tier::Boot).map(|_| ())),
+        (SIGN, &|| vault.identity_sign(b"message").map(|_| ())),
+        (INCREMENT, &|| vault.stage(2, Tier::Boot).and_then(|_| vault.commit(2))),
+    ];
+    for (code, call) in calls {
+        let mut once = true;
+        proxy.shared.judge(move |_, now| match now == code && std::mem::take(&mut once) {
+            true => Act::Garble,
+            false => Act::Pass,
+        });
+        let error = call().unwrap_err();
+        assert_eq!(error.status(), Some(Status::Io), "{code:#x}: {error}");
+        proxy.shared.pass_all();
+        assert_eq!(key(&vault, 1).unwrap(), good, "{code:#x}");
+        assert_eq!(chip.occupied(), 0, "{code:#x}");
+    }
+    vault.commit(2).unwrap();
+}
+
 /// An increment that never reached the chip, reported as done, is noticed.
 #[test]
 fn an_increment_that_did_not_happen_is_noticed() {

@@ -6,7 +6,7 @@ use super::{
     public_bytes, sized, sys, unmarshal,
 };
 use mayfly_evidence::marshal::{Reader, Writer};
-use mayfly_evidence::object::{ALG_ECDSA, ALG_NULL, ALG_SHA256};
+use mayfly_evidence::object::{self, ALG_ECDSA, ALG_NULL, ALG_SHA256, NAME_BYTES};
 use std::ptr::null_mut;
 
 /// TPM_ST_HASHCHECK.
@@ -53,6 +53,9 @@ impl Object<'_> {
     }
 
     /// Its public area and Name, as the chip says.
+    ///
+    /// Nothing authenticates the chip's word, and libtss2 compares nothing. So the Name must be the area's, and the area
+    /// must be the one that libtss2 keeps, by which it would salt a session: what is judged is what is used.
     pub(crate) fn public(&self) -> Result<(Vec<u8>, Vec<u8>), TpmError> {
         const CALL: &str = "Esys_ReadPublic";
         let (mut area, mut name, mut qualified) = (null_mut(), null_mut(), null_mut());
@@ -61,7 +64,16 @@ impl Object<'_> {
         let area: Given<sys::TPM2B_PUBLIC> = given(CALL, area)?;
         let name: Given<sys::TPM2B_NAME> = given(CALL, name)?;
         let _: Given<sys::TPM2B_NAME> = given(CALL, qualified)?;
-        Ok((public_bytes(CALL, &area)?, name.bytes().to_vec()))
+        let (area, name) = (public_bytes(CALL, &area)?, name.bytes().to_vec());
+        // a Name by another hash is never one that was pinned
+        let fits = name.len() != NAME_BYTES || name == object::name(&area);
+        if !fits || !self.serialize()?.ends_with(&Writer::new().sized(&area).finish()) {
+            return Err(TpmError::local(
+                CALL,
+                "the answers do not fit together, something stands between us and the TPM",
+            ));
+        }
+        Ok((area, name))
     }
 
     /// What libtss2 knows of it, for [`Tpm::deserialize`] within this process.
@@ -104,7 +116,8 @@ impl Tpm {
         Object { tpm: self, tr, transient }
     }
 
-    /// A persistent object. Its public area is the chip's word: whoever salts a session with it compares its Name first.
+    /// A persistent object. Its public area is the chip's word: whoever salts a session with it compares its Name first,
+    /// by [`Object::public`].
     pub(crate) fn persistent(&self, handle: u32) -> Result<Object<'_>, TpmError> {
         Ok(self.object(self.tr_of(handle)?, false))
     }

@@ -19,6 +19,10 @@ pub enum Act {
     Alter(usize, u8),
     /// Never reaches the TPM; this is answered in its place.
     Forge(Vec<u8>),
+    /// The last byte of the command is changed on its way.
+    Garble,
+    /// The answer is written anew on its way.
+    Edit(fn(&mut [u8])),
 }
 
 /// An answer of a response code and nothing else.
@@ -131,7 +135,7 @@ impl Drop for Proxy {
 }
 
 fn serve(mut client: UnixStream, target: &PathBuf, shared: &Shared) -> std::io::Result<()> {
-    while let Some(command) = read_frame(&mut client)? {
+    while let Some(mut command) = read_frame(&mut client)? {
         let _busy = shared.busy.lock().unwrap();
         let number = shared.count.fetch_add(1, Ordering::SeqCst);
         let code = u32::from_be_bytes(command[6..10].try_into().unwrap());
@@ -147,6 +151,11 @@ fn serve(mut client: UnixStream, target: &PathBuf, shared: &Shared) -> std::io::
                 // and no more: who waits for the rest of it sees the end
                 return client.write_all(answer);
             }
+            Act::Garble => {
+                if let Some(last) = command.last_mut() {
+                    *last ^= 1;
+                }
+            }
             _ => {}
         }
         let mut tpm = UnixStream::connect(target)?;
@@ -161,7 +170,8 @@ fn serve(mut client: UnixStream, target: &PathBuf, shared: &Shared) -> std::io::
                     answer[at] ^= mask;
                 }
             }
-            Act::Pass | Act::Drop | Act::Forge(_) => {}
+            Act::Edit(edit) => edit(&mut answer),
+            Act::Pass | Act::Garble | Act::Drop | Act::Forge(_) => {}
         }
         client.write_all(&answer)?;
     }
