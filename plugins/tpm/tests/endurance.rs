@@ -123,8 +123,9 @@ fn a_slow_chip_works() {
 /// when the chip answers again all goes on.
 #[test]
 fn a_chip_that_hangs_is_told_in_time() {
-    const LIMIT: Duration = Duration::from_secs(3);
-    const SLACK: Duration = Duration::from_secs(3);
+    const LIMIT: Duration = Duration::from_secs(4);
+    /// For a machine with much else to do.
+    const SLACK: Duration = Duration::from_secs(10);
     let chip = Swtpm::start();
     let proxy = Proxy::start(&chip);
     let vault = VaultPlugin::start(&HostConfig { call_timeout: LIMIT, ..behind(&proxy, &chip) }).unwrap();
