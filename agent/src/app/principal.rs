@@ -6,9 +6,13 @@
 //!
 //! It must never give the overflow uid (a user that another user namespace could not map) any name.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read, each.
 const ACCOUNTS_BYTES_MAX: u64 = 4 << 20;
@@ -16,6 +20,12 @@ const ACCOUNTS_BYTES_MAX: u64 = 4 << 20;
 const GROUPS_MAX: usize = 65_536;
 /// Uid of unmapped users where `/proc` does not tell.
 const OVERFLOW_UID: u32 = 65_534;
+/// A file that was changed so shortly before it was read is read again: within one tick of the file system's clock it can change once more,
+/// and look the same.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+/// The files of this host.
+static HOST: AccountFiles<&'static str> =
+    AccountFiles { passwd: "/etc/passwd", group: "/etc/group", subuid: "/etc/subuid", read: Mutex::new(None) };
 
 /// What the kernel says about the process that connected.
 #[derive(Debug)]
@@ -65,7 +75,7 @@ impl Peer {
         }
         let handle = getsockopt(&socket.as_fd(), sockopt::PeerPidfd).ok();
         let start = start_time(pid).ok_or(PeerError::Gone(pid))?;
-        let status = read_bounded(&format!("/proc/{pid}/status")).ok_or(PeerError::Gone(pid))?;
+        let status = read_bounded(format!("/proc/{pid}/status")).ok_or(PeerError::Gone(pid))?;
         let (owner, groups) = parse_status(&status).ok_or(PeerError::Gone(pid))?;
         // A set-user-id program may have connected before or after its change: only groups that go with the connected user count.
         let groups = if owner == uid { groups } else { Vec::new() };
@@ -78,7 +88,7 @@ impl Peer {
 
 /// Field 22 of `/proc/PID/stat`. The second field, the program's name, may contain anything, `)` too: what counts is behind the last.
 fn start_time(pid: i32) -> Option<u64> {
-    let stat = read_bounded(&format!("/proc/{pid}/stat"))?;
+    let stat = read_bounded(format!("/proc/{pid}/stat"))?;
     parse_start(&stat)
 }
 
@@ -102,7 +112,7 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
     poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
 }
 
-fn read_bounded(path: &str) -> Option<String> {
+fn read_bounded(path: impl AsRef<Path>) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(ACCOUNTS_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -118,13 +128,78 @@ pub struct Accounts {
     overflow_uid: u32,
 }
 
-impl Accounts {
-    /// Reads `/etc/passwd`, `/etc/group`, `/etc/subuid` and the kernel's overflow uid. A file that cannot be read counts as empty: fewer names match.
-    pub fn load() -> Self {
+/// Where accounts are read from, and what was read.
+struct AccountFiles<P> {
+    passwd: P,
+    group: P,
+    subuid: P,
+    read: Mutex<Option<ReadAccounts>>,
+}
+
+struct ReadAccounts {
+    at: SystemTime,
+    marks: [Option<Mark>; 3],
+    overflow_uid: u32,
+    accounts: Arc<Accounts>,
+}
+
+/// What a file looks like from outside. Replaced or written to, it looks different, or was changed just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Of the contents: seconds, nanoseconds since the Unix epoch.
+    changed: (i64, i64),
+    /// Of anything about it; nobody can set this one back.
+    touched: (i64, i64),
+}
+
+impl Mark {
+    fn of(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        Some(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            bytes: found.len(),
+            changed: (found.mtime(), found.mtime_nsec()),
+            touched: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+
+    /// Whether what was read at `at` is what the file still has while it looks like this.
+    fn is_settled(&self, at: SystemTime) -> bool {
+        let read_s = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) as i64;
+        read_s.saturating_sub(self.touched.0.max(self.changed.0)) > SETTLED_AFTER.as_secs() as i64
+    }
+}
+
+impl<P: AsRef<Path>> AccountFiles<P> {
+    /// The accounts as the files have them at `now`; files that have not changed are not read again.
+    fn load(&self, now: SystemTime) -> Arc<Accounts> {
         let overflow = read_bounded("/proc/sys/kernel/overflowuid").and_then(|text| text.trim().parse().ok());
-        let file = |path| read_bounded(path).unwrap_or_default();
-        let accounts = Self::parse(&file("/etc/passwd"), &file("/etc/group"), overflow.unwrap_or(OVERFLOW_UID));
-        accounts.with_subordinate(&file("/etc/subuid"))
+        let overflow_uid = overflow.unwrap_or(OVERFLOW_UID);
+        // Looked at before they are read: a change in between shows the next time.
+        let marks = [&self.passwd, &self.group, &self.subuid].map(|path| Mark::of(path.as_ref()));
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |read: &&ReadAccounts| read.marks == marks && read.overflow_uid == overflow_uid;
+        let is_settled = |read: &&ReadAccounts| read.marks.iter().flatten().all(|mark| mark.is_settled(read.at));
+        if let Some(read) = read.as_ref().filter(is_same).filter(is_settled) {
+            return read.accounts.clone();
+        }
+        let file = |path: &P| read_bounded(path).unwrap_or_default();
+        let accounts = Accounts::parse(&file(&self.passwd), &file(&self.group), overflow_uid);
+        let accounts = Arc::new(accounts.with_subordinate(&file(&self.subuid)));
+        *read = Some(ReadAccounts { at: now, marks, overflow_uid, accounts: accounts.clone() });
+        accounts
+    }
+}
+
+impl Accounts {
+    /// What `/etc/passwd`, `/etc/group`, `/etc/subuid` and the kernel's overflow uid say now. A file that cannot be read counts as empty:
+    /// fewer names match.
+    pub fn load() -> Arc<Self> {
+        HOST.load(SystemTime::now())
     }
 
     /// Adds the ranges of a `subuid(5)` text: `owner:first:number`, the owner by name or number.
@@ -356,6 +431,51 @@ mod tests {
         ] {
             assert_eq!(accounts.owner(uid), owner, "uid {uid}");
         }
+    }
+
+    #[test]
+    fn files_are_read_again_when_they_were_changed_or_replaced_and_only_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let files = AccountFiles {
+            passwd: path("passwd"),
+            group: path("group"),
+            subuid: path("subuid"),
+            read: Mutex::default(),
+        };
+        let later = || SystemTime::now() + 2 * SETTLED_AFTER;
+        let write = |name: &str, text: &str| fs::write(path(name), text).unwrap();
+        // What is written has the size, and the time of the contents, of what was there.
+        let old = SystemTime::now() - Duration::from_secs(1000);
+        let backdate = |name: &str| File::options().write(true).open(path(name)).unwrap().set_modified(old).unwrap();
+        let owner = |name: &str| files.load(later()).users.iter().any(|(user, ..)| user == name);
+
+        assert!(files.load(later()).users.is_empty(), "no files");
+        write("passwd", "alice:x:1000:1000::/:/\n");
+        backdate("passwd");
+        assert!(owner("alice"), "made");
+        let one = files.load(later());
+        assert!(Arc::ptr_eq(&one, &files.load(later())), "not read again");
+
+        write("passwd.new", "carol:x:1000:1000::/:/\n");
+        backdate("passwd.new");
+        fs::rename(path("passwd.new"), path("passwd")).unwrap();
+        assert!(owner("carol") && !owner("alice"), "replaced");
+        write("passwd", "bobby:x:1000:1000::/:/\n");
+        backdate("passwd");
+        assert!(owner("bobby") && !owner("carol"), "written to");
+
+        write("group", "users:x:100:\n");
+        write("subuid", "bobby:5000:10\n");
+        let read = files.load(later());
+        assert!(read.groups.len() == 1 && read.owner(5001) == 1000);
+        fs::remove_file(path("subuid")).unwrap();
+        assert_eq!(files.load(later()).owner(5001), 5001, "removed");
+
+        // Within one tick of the file system's clock a second change may look like the first.
+        write("passwd", "early:x:1000:1000::/:/\n");
+        let soon = files.load(SystemTime::now());
+        assert!(!Arc::ptr_eq(&soon, &files.load(SystemTime::now())), "changed just now");
     }
 
     #[test]

@@ -41,6 +41,10 @@ const ACCEPT_POLL: Duration = Duration::from_millis(200);
 const FAREWELL: Duration = Duration::from_millis(500);
 /// How often keys of paused operations in parts are looked after.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Refused and broken connections that get a line each in the log, within [`COMPLAINTS_EVERY`]; the others are counted.
+const COMPLAINTS_MAX: u32 = 10;
+/// How often such lines begin anew, and the count of the others is told.
+const COMPLAINTS_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +61,43 @@ impl Default for Patience {
     fn default() -> Self {
         Self { hello: Duration::from_secs(10), frame: Duration::from_secs(10), tick: Duration::from_secs(10) }
     }
+}
+
+/// How much of the log refused and broken connections may fill, whoever makes them.
+#[derive(Debug, Default)]
+struct Complaints {
+    /// Since when these are counted.
+    since: Option<Instant>,
+    told: u32,
+    left_out: u64,
+}
+
+impl Complaints {
+    /// Whether one more gets a line at `now`.
+    fn may_tell(&mut self, now: Instant) -> bool {
+        self.since.get_or_insert(now);
+        let tell = self.told < COMPLAINTS_MAX;
+        if tell {
+            self.told += 1
+        } else {
+            self.left_out += 1
+        }
+        tell
+    }
+
+    /// How many got no line, when it is time to say so; they begin anew then.
+    fn overdue(&mut self, now: Instant) -> Option<u64> {
+        self.since.filter(|since| now.duration_since(*since) >= COMPLAINTS_EVERY)?;
+        let left_out = std::mem::take(self).left_out;
+        (left_out > 0).then_some(left_out)
+    }
+}
+
+/// [`Complaints`] of all threads.
+type SharedComplaints = Arc<Mutex<Complaints>>;
+
+fn may_complain(complaints: &SharedComplaints) -> bool {
+    complaints.lock().unwrap_or_else(PoisonError::into_inner).may_tell(Instant::now())
 }
 
 /// Serves applications until `shutdown` is set. Connections that are open then are closed.
@@ -93,10 +134,11 @@ pub fn serve_app(
     cpu::note_allowed();
     listener.set_nonblocking(true)?;
     let open = Arc::new(Open::new(app.settings.connections.clone()));
+    let complaints = SharedComplaints::default();
     let mut swept = Instant::now();
     while !shutdown.load(Ordering::Relaxed) {
         match accept(listener) {
-            Ok(Some(stream)) => admit(&app, &open, stream, patience),
+            Ok(Some(stream)) => admit(&app, &open, &complaints, stream, patience),
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "accepting an application failed");
@@ -106,6 +148,9 @@ pub fn serve_app(
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             app.applications.all().iter().for_each(|application| application.suspend_idle_operations(swept));
+            if let Some(count) = complaints.lock().unwrap_or_else(PoisonError::into_inner).overdue(swept) {
+                tracing::warn!(count, "further applications were not served, or their connections closed");
+            }
         }
     }
     open.close_all();
@@ -127,25 +172,38 @@ fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
 }
 
 /// Takes a connection in, or closes it with a line in the log.
-fn admit(app: &Arc<App>, open: &Arc<Open>, stream: UnixStream, patience: Patience) {
+fn admit(app: &Arc<App>, open: &Arc<Open>, complaints: &SharedComplaints, stream: UnixStream, patience: Patience) {
     let peer = match Peer::of(&stream) {
         Ok(peer) => peer,
-        Err(error) => return tracing::warn!(%error, "an application was not served"),
+        Err(error) => {
+            if may_complain(complaints) {
+                tracing::warn!(%error, "an application was not served");
+            }
+            return;
+        }
     };
     let (uid, pid) = (peer.uid, peer.pid);
     let Some(place) = open.take(Arc::new(stream), peer.account) else {
-        return tracing::warn!(uid, pid, "an application was not served: too many connections are open");
+        if may_complain(complaints) {
+            tracing::warn!(uid, pid, "an application was not served: too many connections are open");
+        }
+        return;
     };
-    let app = app.clone();
+    let (app, shared) = (app.clone(), complaints.clone());
     let thread = std::thread::Builder::new().name("application".into()).stack_size(STACK_BYTES);
     let spawned = thread.spawn(move || {
         mayfly_secmem::mask_signals_on_this_thread();
         match converse(&app, peer, &place.stream, patience) {
             Ok(()) => tracing::debug!(uid, pid, "connection ended"),
-            Err(error) => tracing::warn!(uid, pid, error = %with_cause(&error), "connection closed"),
+            Err(error) if may_complain(&shared) => {
+                tracing::warn!(uid, pid, error = %with_cause(&error), "connection closed");
+            }
+            Err(_) => {}
         }
     });
-    if let Err(error) = spawned {
+    if let Err(error) = spawned
+        && may_complain(complaints)
+    {
         tracing::warn!(uid, pid, %error, "an application was not served: no thread");
     }
 }

@@ -22,6 +22,23 @@ fn still_serves(served: &Served) {
 }
 
 #[test]
+fn refused_connections_fill_no_log_and_are_counted() {
+    let mut complaints = Complaints::default();
+    let began = Instant::now();
+    assert_eq!(complaints.overdue(began), None);
+    for round in 0..3 {
+        let at = began + round * COMPLAINTS_EVERY;
+        let told = (0..100).filter(|_| complaints.may_tell(at)).count();
+        assert_eq!(told, COMPLAINTS_MAX as usize, "round {round}");
+        assert_eq!(complaints.overdue(at), None, "not yet");
+        assert_eq!(complaints.overdue(at + COMPLAINTS_EVERY), Some(100 - u64::from(COMPLAINTS_MAX)));
+        assert_eq!(complaints.overdue(at + COMPLAINTS_EVERY), None, "once");
+    }
+    assert!(complaints.may_tell(began + 3 * COMPLAINTS_EVERY));
+    assert_eq!(complaints.overdue(began + 5 * COMPLAINTS_EVERY), None, "all were told");
+}
+
+#[test]
 fn garbage_and_giant_frames_end_their_connection_only() {
     let served = Served::new(true);
     let mut bystander = served.client();
