@@ -62,13 +62,28 @@ fn show(ledger: &Value) -> String {
     };
     let entries = ledger.get("entries").and_then(Value::as_array).into_iter().flatten();
     let rows: Vec<_> = std::iter::once(heading).chain(entries.map(row)).collect();
+    let size = ledger.get("size").and_then(Value::as_u64).unwrap_or(0);
     let head = format!(
-        "{} entries, {} in effect, root {}",
-        field(ledger, "size"),
+        "{size} entries, {} in effect, root {}",
         field(ledger, "effective_size"),
         short(&field(ledger, "root"))
     );
-    format!("{}\n{head}\n", table(&rows))
+    format!("{}\n{head}\n{}", table(&rows), left_out(ledger, size))
+}
+
+/// What is not shown of so many entries, and how to see it.
+fn left_out(ledger: &Value, size: u64) -> String {
+    let entries = ledger.get("entries").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let index = |entry: Option<&Value>| entry.and_then(|entry| entry.get("index")).and_then(Value::as_u64);
+    let (Some(first), Some(last)) = (index(entries.first()), index(entries.last())) else { return String::new() };
+    let mut text = String::new();
+    if first > 0 {
+        text += &format!("{first} earlier entries are not shown; --from 0 begins with the first\n");
+    }
+    if last + 1 < size {
+        text += &format!("{} later entries are not shown; --from {} goes on\n", size - last - 1, last + 1);
+    }
+    text
 }
 
 fn verify(verified: &Value) -> String {
@@ -89,6 +104,21 @@ mod tests {
         let ledger = json!({"size": 3, "effective_size": 3, "root": "ab".repeat(32),
             "entries": [{"index": 0, "time_ms": 0, "kind": "Genesis", "author": "admin", "summary": "network 'dev'"}]});
         assert!(show(&ledger).contains("network 'dev'") && show(&ledger).contains("abababab"));
+        let part = |first: u64, last: u64| {
+            let entries: Vec<_> = (first..=last).map(|index| json!({"index": index})).collect();
+            show(&json!({"size": 50, "entries": entries}))
+        };
+        for (first, last, expected) in [
+            (0, 49, &[][..]),
+            (30, 49, &["30 earlier entries are not shown; --from 0 "]),
+            (0, 19, &["30 later entries are not shown; --from 20 "]),
+            (10, 19, &["10 earlier entries", "30 later entries"]),
+        ] {
+            let shown = part(first, last);
+            assert_eq!(shown.matches("not shown").count(), expected.len(), "{first} to {last}: {shown}");
+            assert!(expected.iter().all(|text| shown.contains(text)), "{first} to {last}: {shown}");
+        }
+        assert!(!show(&json!({"size": 5, "entries": []})).contains("not shown"));
         assert!(verify(&json!({"size": 3, "root": "ab".repeat(32), "witnesses": ["agent-1"]})).contains("agent-1"));
     }
 }
