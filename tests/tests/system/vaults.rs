@@ -314,7 +314,7 @@ fn a_join_that_fails_says_why_and_leaves_nothing_in_the_way_of_the_next() {
 }
 
 #[test]
-fn a_device_of_a_software_tpm_joins_and_its_agent_runs() {
+fn a_host_joins_with_a_software_tpm_of_the_scripts() {
     let network = Network::three();
     let host = Host { network: &network, dir: network.file("host") };
     let tpm = network.file("tpm");
