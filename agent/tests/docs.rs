@@ -37,7 +37,10 @@ fn load(text: &str) -> Result<Config, String> {
 
 /// The same with what is commented out.
 fn with_all_options(block: &str) -> String {
-    let is_option = |line: &str| line.strip_prefix("# ").is_some_and(|rest| rest.split_once(" = ").is_some());
+    let is_option = |line: &str| {
+        let option = line.strip_prefix("# ").and_then(|rest| rest.parse::<toml::Table>().ok());
+        option.is_some_and(|option| !option.is_empty())
+    };
     let lines = block.lines().map(|line| if is_option(line) { &line[2..] } else { line });
     lines.collect::<Vec<_>>().join("\n").replace("\"…\"", &format!("\"{}\"", "0".repeat(64)))
 }
@@ -51,7 +54,7 @@ fn what_the_pages_show_is_taken() {
             let text = match heading.as_str() {
                 "agent.toml" => block,
                 // A section of it.
-                "Configuration" => format!("device_name = 'web-1'\n{block}"),
+                _ if block.starts_with("[vault]") => format!("device_name = 'web-1'\n{block}"),
                 // ledger-server/src/config.rs takes it.
                 "ledger.toml" => continue,
                 _ => panic!("{place}: say here what takes this configuration"),
