@@ -4,6 +4,7 @@ use super::object::{serialize, set_auth};
 use super::session::tr_close;
 use super::{Given, NONE, Protect, Session, Sized2b, Tpm, TpmError, Wiped, esys, given, sized, sys, unmarshal};
 use mayfly_evidence::marshal::Writer;
+use mayfly_evidence::object::{self, NAME_BYTES};
 use std::ptr::null_mut;
 
 /// An index, with the auth value by which it is used. One at a time for a handle: libtss2 3 has one handle of its own for
@@ -83,14 +84,22 @@ impl Index<'_> {
         serialize(self.tpm, self.tr)
     }
 
-    /// Its public area, as the chip says.
+    /// Its public area, as the chip says. As for objects: the Name must be the area's, and the one by which libtss2 will
+    /// authenticate.
     pub(crate) fn public(&self) -> Result<Vec<u8>, TpmError> {
         const CALL: &str = "Esys_NV_ReadPublic";
-        let (mut area, mut name) = (null_mut(), null_mut());
+        let (mut area, mut name, mut kept) = (null_mut(), null_mut(), null_mut());
         esys!(self.tpm, Esys_NV_ReadPublic, self.tr, NONE, NONE, NONE, &raw mut area, &raw mut name)?;
         let area: Given<sys::TPM2B_NV_PUBLIC> = given(CALL, area)?;
-        let _: Given<sys::TPM2B_NAME> = given(CALL, name)?;
-        super::marshal(CALL, sys::Tss2_MU_TPMS_NV_PUBLIC_Marshal, &area.nvPublic)
+        let name: Given<sys::TPM2B_NAME> = given(CALL, name)?;
+        esys!(self.tpm, Esys_TR_GetName, self.tr, &raw mut kept)?;
+        let kept: Given<sys::TPM2B_NAME> = given(CALL, kept)?;
+        let area = super::marshal(CALL, sys::Tss2_MU_TPMS_NV_PUBLIC_Marshal, &area.nvPublic)?;
+        let fits = name.bytes().len() != NAME_BYTES || name.bytes() == object::name(&area);
+        if !fits || kept.bytes() != name.bytes() {
+            return Err(TpmError::local(CALL, super::object::UNFIT));
+        }
+        Ok(area)
     }
 
     /// Reads the index from its start; the bytes cross the bus encrypted.

@@ -14,6 +14,9 @@ const ST_HASHCHECK: u16 = 0x8024;
 /// TPM_RH_NULL, in a ticket.
 const TICKET_NULL: u32 = 0x4000_0007;
 
+/// What two answers that cannot both be the chip's come to.
+pub(super) const UNFIT: &str = "the answers do not fit together, something stands between us and the TPM";
+
 /// A root of primary keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hierarchy {
@@ -68,10 +71,7 @@ impl Object<'_> {
         // a Name by another hash is never one that was pinned
         let fits = name.len() != NAME_BYTES || name == object::name(&area);
         if !fits || !self.serialize()?.ends_with(&Writer::new().sized(&area).finish()) {
-            return Err(TpmError::local(
-                CALL,
-                "the answers do not fit together, something stands between us and the TPM",
-            ));
+            return Err(TpmError::local(CALL, UNFIT));
         }
         Ok((area, name))
     }
