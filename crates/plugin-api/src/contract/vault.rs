@@ -7,7 +7,7 @@ use crate::error::PluginError;
 use crate::vault::VaultPlugin;
 use mayfly_secmem::Secret;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Key = Secret<32>;
 
@@ -257,11 +257,30 @@ fn killed_between_calls(config: &HostConfig) -> Outcome {
     Ok(String::new())
 }
 
+/// When calls that usually take so long are killed, after their start: all along them, also where a chip is slow, and after their end.
+fn kill_delays(usual: Duration) -> [Duration; KILL_DELAYS.len()] {
+    const WITHIN: u32 = KILL_DELAYS.len() as u32 - 2;
+    std::array::from_fn(|step| Duration::from_micros(KILL_DELAYS[step]).max(usual * step as u32 / WITHIN))
+}
+
+/// The shorter of two: the host may be held up once.
+fn usual(mut call: impl FnMut() -> Result<Duration, String>) -> Result<Duration, String> {
+    Ok(call()?.min(call()?))
+}
+
 fn killed_in_commit(config: &HostConfig) -> Outcome {
     let vault = start(config)?;
-    let (mut current, mut keys) = advance(&vault)?;
+    advance(&vault)?;
+    let (mut current, mut keys) = (0, Vec::new());
+    let usual = usual(|| {
+        current = vault.generation().map_err(text)?.current + 1;
+        keys = stage_all(&vault, current)?;
+        let began = Instant::now();
+        vault.commit(current).map_err(text)?;
+        Ok(began.elapsed())
+    })?;
     let mut before_it = 0;
-    for delay in KILL_DELAYS {
+    for delay in kill_delays(usual) {
         let next = current + 1;
         let mut staged = Vec::new();
         for tier in settled(|| vault.describe())?.tiers {
@@ -269,7 +288,7 @@ fn killed_in_commit(config: &HostConfig) -> Outcome {
         }
         let answer = std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(Duration::from_micros(delay));
+                std::thread::sleep(delay);
                 vault.danger_kill_host();
             });
             vault.commit(next)
@@ -287,16 +306,21 @@ fn killed_in_commit(config: &HostConfig) -> Outcome {
         }
         (current, keys) = (next, staged);
     }
-    Ok(format!("{} kills, {before_it} before the commit point", KILL_DELAYS.len()))
+    Ok(format!("{} kills in commits of {usual:.1?}, {before_it} before the commit point", KILL_DELAYS.len()))
 }
 
 fn killed_in_stage(config: &HostConfig) -> Outcome {
     let vault = start(config)?;
     let (current, keys) = advance(&vault)?;
-    for delay in KILL_DELAYS {
+    let usual = usual(|| {
+        let began = Instant::now();
+        vault.stage(current + 1, Tier::Boot).map_err(text)?;
+        Ok(began.elapsed())
+    })?;
+    for delay in kill_delays(usual) {
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(Duration::from_micros(delay));
+                std::thread::sleep(delay);
                 vault.danger_kill_host();
             });
             // both are fine: the key, or the news of the crash
@@ -307,7 +331,7 @@ fn killed_in_stage(config: &HostConfig) -> Outcome {
     let last = settled(|| vault.stage(current + 1, Tier::Boot))?;
     vault.commit(current + 1).map_err(text)?;
     only_opens(&vault, current + 1, &[(Tier::Boot, last)])?;
-    Ok(format!("{} kills", KILL_DELAYS.len()))
+    Ok(format!("{} kills in stages of {usual:.1?}", KILL_DELAYS.len()))
 }
 
 fn rolled_back(config: &HostConfig) -> Outcome {
@@ -405,4 +429,24 @@ fn threads(config: &HostConfig) -> Outcome {
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err("a thread panicked".to_owned())))
     })?;
     Ok(String::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_calls_are_killed_all_along() {
+        for usual_ms in [0, 1, 3, 15, 40, 600, 5000] {
+            let usual = Duration::from_millis(usual_ms);
+            let delays = kill_delays(usual);
+            assert!(delays.is_sorted() && delays[0].is_zero() && delays[15] > usual, "{usual_ms} ms: {delays:?}");
+            if usual_ms > 0 {
+                let longest = delays.windows(2).map(|two| two[1].min(usual).saturating_sub(two[0])).max();
+                assert!(longest.is_some_and(|gap| gap <= usual / 2), "{usual_ms} ms: {delays:?}");
+                let within = delays.iter().filter(|delay| (usual / 10..usual).contains(*delay)).count();
+                assert!(within >= 4, "{usual_ms} ms: {delays:?}");
+            }
+        }
+    }
 }
