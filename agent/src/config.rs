@@ -24,6 +24,15 @@ pub const RELEASES_PER_SECOND_MAX: u32 = 20_000;
 /// Longest time that holders keep an offered shard before its key must be on the ledger.
 pub const ACCEPT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Kind of a vault that is made of several.
+pub const ALL_OF: &str = "all-of";
+/// How many parts it may have.
+pub const VAULT_PARTS: std::ops::RangeInclusive<usize> = 2..=4;
+/// How long erased shards wait for others unless the operator says otherwise, seconds.
+pub const ERASE_BATCH_SECONDS: u32 = 600;
+/// Longest such wait: a day.
+pub const ERASE_BATCH_SECONDS_MAX: u32 = 86_400;
+
 /// Stands for all members in a list of devices.
 pub const ALL_DEVICES: &str = "*";
 
@@ -87,7 +96,7 @@ impl Default for Peers {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vault {
-    /// `file`, `tpm`, `pkcs11`: chooses `libmayfly_vault_KIND.so`.
+    /// `file`, `tpm`, `pkcs11`: chooses `libmayfly_vault_KIND.so`; or [`ALL_OF`]: the parts in `all` together.
     pub kind: String,
     /// The plugin's file; without it, the one beside the agent's executable or in `/usr/lib/mayfly`.
     pub plugin: Option<PathBuf>,
@@ -102,6 +111,69 @@ pub struct Vault {
     /// Whether the plugin may open network connections: the library of a network HSM, a simulated TPM over TCP.
     #[serde(default)]
     pub network: bool,
+    /// With kind `all-of`: the parts, 2 to 4; nothing opens without every one. The first has the identity key; a TPM comes first.
+    #[serde(default)]
+    pub all: Vec<VaultPart>,
+    /// How long erased shards may wait for others, so that one revocation serves all, in seconds: until it, a copy of this device's disk
+    /// together with its vault opens them. Every revocation wears the chip's counter a little. 0 in networks for development.
+    #[serde(default = "erase_batch_default")]
+    pub erase_batch_seconds: u32,
+}
+
+/// A part of a combined vault; as in [`Vault`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultPart {
+    /// `file`, `tpm`, `pkcs11`.
+    pub kind: String,
+    /// The plugin's file.
+    pub plugin: Option<PathBuf>,
+    /// SHA-256 of the plugin's file.
+    pub pin: Option<String>,
+    /// Text that the plugin reads.
+    #[serde(default)]
+    pub config: String,
+    /// Variables for the plugin's process.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Whether the plugin may open network connections.
+    #[serde(default)]
+    pub network: bool,
+}
+
+impl Vault {
+    /// The plugins that make the vault: itself, or its parts.
+    pub fn parts(&self) -> Vec<VaultPart> {
+        if self.kind == ALL_OF {
+            return self.all.clone();
+        }
+        vec![VaultPart {
+            kind: self.kind.clone(),
+            plugin: self.plugin.clone(),
+            pin: self.pin.clone(),
+            config: self.config.clone(),
+            environment: self.environment.clone(),
+            network: self.network,
+        }]
+    }
+
+    /// Its kind for people: `file`, or `tpm+pkcs11`.
+    pub fn kinds(&self) -> String {
+        self.parts().into_iter().map(|part| part.kind).collect::<Vec<_>>().join("+")
+    }
+
+    /// Whether the parts are as they must be: some where there must be some, and nothing beside them that would be ignored.
+    fn parts_fit(&self) -> bool {
+        let own = self.plugin.is_some()
+            || self.pin.is_some()
+            || !self.config.is_empty()
+            || !self.environment.is_empty()
+            || self.network;
+        match self.kind == ALL_OF {
+            true => VAULT_PARTS.contains(&self.all.len()) && !own && self.all.iter().all(|p| p.kind != ALL_OF),
+            false => self.all.is_empty(),
+        }
+    }
 }
 
 /// Judging other devices' chips.
@@ -252,8 +324,11 @@ impl Config {
 
     /// Makes relative paths relative to `folder`.
     pub fn resolve(&mut self, folder: &Path) {
-        let optional = self.vault.plugin.iter_mut().chain(&mut self.attestation.roots);
-        for place in [&mut self.data_dir, &mut self.network, &mut self.socket].into_iter().chain(optional) {
+        let plugins = self.vault.plugin.iter_mut().chain(self.vault.all.iter_mut().filter_map(|p| p.plugin.as_mut()));
+        for place in [&mut self.data_dir, &mut self.network, &mut self.socket]
+            .into_iter()
+            .chain(plugins.chain(&mut self.attestation.roots))
+        {
             *place = folder.join(&*place);
         }
     }
@@ -291,14 +366,27 @@ impl Config {
         let word = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         let variable = |s: &String| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         let pin_ok = |pin: &String| pin.len() == 64 && pin.chars().all(|c| c.is_ascii_hexdigit());
+        let parts = self.vault.parts();
         let checks = [
             (word(&self.device_name), "device_name has letters, digits, '-', '_' and '.' only"),
-            (word(&self.vault.kind), "vault.kind is one word, such as file, tpm or pkcs11"),
-            (self.vault.pin.as_ref().is_none_or(pin_ok), "vault.pin is a SHA-256 in 64 hexadecimal digits"),
             (
-                self.vault.environment.keys().all(variable),
+                self.vault.parts_fit(),
+                "a vault of kind all-of has 2 to 4 parts [[vault.all]], which say everything else; any other has none",
+            ),
+            (parts.iter().all(|p| word(&p.kind)), "vault.kind is one word, such as file, tpm or pkcs11"),
+            (
+                parts.iter().all(|p| p.pin.as_ref().is_none_or(pin_ok)),
+                "vault.pin is a SHA-256 in 64 hexadecimal digits",
+            ),
+            (
+                parts.iter().all(|p| p.environment.keys().all(variable)),
                 "names in vault.environment have letters, digits and '_' only",
             ),
+            (
+                parts.iter().skip(1).all(|p| p.kind != "tpm"),
+                "of the parts of a combined vault a tpm comes first: its identity key can be attested; there is one at most",
+            ),
+            (self.vault.erase_batch_seconds <= ERASE_BATCH_SECONDS_MAX, "vault.erase_batch_seconds is at most 86400"),
             (self.peers.advertise.as_ref().is_none_or(|a| a.contains(':')), "peers.advertise is host:port"),
             ((2..=63).contains(&self.new_keys.threshold), "new_keys.threshold is 2 to 63"),
             (
@@ -334,6 +422,10 @@ fn data_dir_default() -> PathBuf {
     DATA_DIR_DEFAULT.into()
 }
 
+fn erase_batch_default() -> u32 {
+    ERASE_BATCH_SECONDS
+}
+
 fn network_default() -> PathBuf {
     NETWORK_DEFAULT.into()
 }
@@ -359,6 +451,7 @@ mod tests {
         assert_eq!(config.peers.listen.port(), 7411);
         assert_eq!(config.danger.accept_deadline_ms, 30_000);
         assert!(!config.log.key_names);
+        assert_eq!(config.vault.erase_batch_seconds, 600);
     }
 
     #[test]
@@ -385,6 +478,31 @@ mod tests {
         }
         assert!(parse(&SMALLEST.replace("one", "a b")).unwrap_err().to_string().contains("device_name"));
         assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn a_combined_vault_has_its_parts_and_nothing_else() {
+        let of = |vault: &str| parse(&format!("device_name = \"one\"\n[vault]\n{vault}"));
+        let part = |kind: &str| format!("[[vault.all]]\nkind = \"{kind}\"\n");
+        let all = "kind = \"all-of\"\n";
+        let good = of(&format!("{all}{}{}", part("tpm"), part("pkcs11"))).unwrap();
+        assert_eq!(good.vault.kinds(), "tpm+pkcs11");
+        assert_eq!(parse(SMALLEST).unwrap().vault.kinds(), "file");
+        for (vault, names) in [
+            (all.to_owned(), "2 to 4 parts"),
+            (format!("{all}{}", part("tpm")), "2 to 4 parts"),
+            (format!("{all}{}", part("file").repeat(5)), "2 to 4 parts"),
+            (format!("{all}config = \"x\"\n{}", part("file").repeat(2)), "2 to 4 parts"),
+            (format!("{all}{}{}", part("file"), part("all-of")), "2 to 4 parts"),
+            (format!("kind = \"file\"\n{}", part("file")), "2 to 4 parts"),
+            (format!("{all}{}{}", part("pkcs11"), part("tpm")), "a tpm comes first"),
+            (format!("{all}{}[[vault.all]]\nkind = \"file\"\npin = \"12\"\n", part("file")), "vault.pin"),
+            (format!("{all}{}[[vault.all]]\nkind = \"file\"\ncolour = 1\n", part("file")), "colour"),
+            ("kind = \"file\"\nerase_batch_seconds = 86401\n".into(), "erase_batch_seconds"),
+        ] {
+            let error = of(&vault).unwrap_err().to_string();
+            assert!(error.contains(names), "{vault}: {error}");
+        }
     }
 
     #[test]

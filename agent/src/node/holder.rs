@@ -10,8 +10,8 @@ use super::fresh::Fresh;
 use super::grants::Grants;
 use super::limit::RateLimit;
 use super::peers::Caller;
-use super::shards::{ShardError, ShardLabel, ShardStore};
-use super::vault::Vault;
+use super::shards::{Revoked, ShardError, ShardLabel, ShardStore};
+use super::vault::{Bench, Vault};
 use mayfly_crypto::enc;
 use mayfly_crypto::envelope::Session;
 use mayfly_crypto::sign::Ed25519Secret;
@@ -268,6 +268,7 @@ impl Holder {
                 self.refused(Cause::Denied, "this device's vault does not offer the opening that the key asks for")
             );
         }
+        self.check_rate(key)?;
         let shard = deal::check_offer(&view.effective, key, dealer, &self.device, share).map_err(|error| {
             if let DealRefused::Shard(_) = error {
                 tracing::error!(%dealer, key = %key.id, "a dealer sent a shard that does not fit its commitments");
@@ -296,6 +297,21 @@ impl Holder {
         })?;
         let message = deal::acceptance_message(&view.effective.network, key, shard);
         Ok(Acceptance { device: self.device, signature: self.session.sign(&message).to_vec() })
+    }
+
+    /// Whether releases can come as often as the key's maker says that it will be used.
+    fn check_rate(&self, key: &Key) -> Result<(), Refused> {
+        let (opening, rate) = (key.policy.vault_opening, key.policy.rate);
+        let most = self.limit.per_second();
+        if most != 0 && rate > most {
+            let text = format!("this device releases shards for at most {most} uses per second to one assembler");
+            return Err(self.refused(Cause::Denied, format!("{text}, the key asks for {rate}")));
+        }
+        match self.vault.serves(opening, rate) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(text)) => Err(self.refused(Cause::Denied, text)),
+            Err(error) => Err(self.refused(Cause::Failed, with_cause(&error))),
+        }
     }
 
     // --- what the ledger has decided since ----------------------------------------------------------------------------------
@@ -348,6 +364,38 @@ impl Holder {
             Ok(()) => tracing::info!(what, %shard, %key, "shard"),
             Err(error) => tracing::warn!(what, %shard, %key, error = with_cause(&error), "shard"),
         }
+    }
+
+    /// Erased shards that wait for a revocation.
+    pub fn waiting(&self) -> usize {
+        self.shards.waiting()
+    }
+
+    /// Moves the vault on to its next generation, now: no copy of what was erased opens ever again.
+    ///
+    /// # Errors
+    /// [`ShardError`]; it can be tried again at any time.
+    pub fn revoke_now(&self) -> Result<Revoked, ShardError> {
+        let revoked = self.shards.revoke()?;
+        let Revoked { generation, kept, revoked: gone, took, .. } = revoked;
+        tracing::info!(generation, kept, gone, ms = took.as_millis() as u64, "the vault has moved to a new generation");
+        Ok(revoked)
+    }
+
+    /// Measures the vault; with `commit` by a real revocation, too.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn bench(&self, rounds: usize, commit: bool) -> Result<Bench, ShardError> {
+        let mut bench = self.shards.undisturbed(|| self.vault.bench(rounds))?;
+        if commit {
+            let revoked = self.revoke_now()?;
+            bench.commit_ms = Some(revoked.commit.as_secs_f64() * 1e3);
+            bench.revocation_ms = Some(revoked.took.as_secs_f64() * 1e3);
+            bench.shards = Some(revoked.kept);
+            bench.generation = revoked.generation;
+        }
+        Ok(bench)
     }
 
     /// Shards in use here, and those that wait for their keys.

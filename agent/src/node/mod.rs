@@ -9,6 +9,7 @@
 //! | `directory`, `alarms`, `gossip` | rights: by the witnessed state, the newest verified state, and bans seen on sight |
 //! | `fresh` | rounds of freshness and ledger time |
 //! | `vault`, `shards`, `grants` | what this device keeps |
+//! | `revocation` | when the vault moves on, so that erased shards are gone for good |
 //! | `trouble`, `registers` | what keeps a vault from opening, and the way back; approvals of a TPM's registers |
 //! | `holder`, `dealer`, `assembler`, `keyring` | the four parts that a device plays for a key |
 //! | [`peers`] | connections between agents |
@@ -39,6 +40,7 @@ mod limit;
 mod membership;
 pub mod peers;
 mod registers;
+mod revocation;
 mod service;
 mod shards;
 mod start;
@@ -52,9 +54,10 @@ pub use error::{KeyError, KeyErrorKind, Missed};
 pub use join::{JoinError, Joined, forget, join};
 pub use key::{AssembledKey, AssemblyReport, Holders, Material, NewKey, ShareReport};
 pub use registers::{Registers, ToApprove};
+pub use shards::{Revoked, ShardError};
 pub use start::StartError;
 pub use trouble::{Trouble, TroubleState};
-pub use vault::{SealingKeys, Vault, VaultError, VaultState};
+pub use vault::{Bench, Figures, TierBench, TierFigures, Vault, VaultError, VaultState};
 
 use crate::config::Config;
 use attestation::{Attester, Chip, ChipError, Prover, Shown};
@@ -405,6 +408,32 @@ impl Node {
             generation: self.vault.generation(),
             host_pid: self.vault.host_pid(),
         }
+    }
+
+    /// Moves the vault on to its next generation now: no copy of what was erased here opens ever again.
+    ///
+    /// # Errors
+    /// [`ShardError`]; it can be tried again at any time.
+    pub fn revoke_vault(&self) -> Result<Revoked, ShardError> {
+        self.holder.revoke_now()
+    }
+
+    /// Measures the vault, with so many openings in each tier; with `commit` by a real revocation, too.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn bench_vault(&self, rounds: usize, commit: bool) -> Result<Bench, ShardError> {
+        self.holder.bench(rounds, commit)
+    }
+
+    /// What openings of the vault have cost since the start.
+    pub fn vault_figures(&self) -> Figures {
+        self.vault.figures()
+    }
+
+    /// Erased shards that a copy of this device's disk could still give to who has its vault: they wait for a revocation.
+    pub fn unrevoked(&self) -> usize {
+        self.holder.waiting()
     }
 
     /// What this device's chip shows of itself; none where there is no chip.

@@ -2,6 +2,12 @@
 //!
 //! A shard is *pending* from the moment at which this holder has accepted it until its key is on the ledger; then it is *active*. Which of the
 //! two it is, is part of what is sealed with it, so a record that is moved from one table to the other does not open.
+//!
+//! Erasing a record is not the end of a shard: copies of the file have it. `revoke` moves the vault on to its next generation.
+
+mod revoke;
+
+pub use revoke::Revoked;
 
 use super::data::DataError;
 use super::vault::{SealingKeys, VaultError};
@@ -12,13 +18,14 @@ use mayfly_protocol::record::VaultOpening;
 use mayfly_protocol::{DeviceId, KeyId, ShardId};
 use mayfly_secmem::{Secret, ct_eq};
 use minicbor::{Decode, Encode};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use revoke::{Next, settle_tables};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Version of the records in the file.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Pages that redb keeps in memory; sealed records are held by the agent itself.
 const CACHE_BYTES: usize = 1 << 20;
 /// Most pending shards: what dealers have offered and not yet made a key of.
@@ -30,6 +37,16 @@ const ACTIVE: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("acti
 const PENDING: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("pending");
 /// Shards of deleted keys, and when this device saw that, milliseconds.
 const DOOMED: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("doomed");
+
+/// While a revocation runs: the same shards under the next generation, from both tables.
+const NEXT: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("next");
+/// Shards that were erased and still open from a copy: the newest generation of the vault that ever sealed them.
+const ERASED: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("erased");
+/// `staged`: the generation that table `next` is for.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const STAGED: &str = "staged";
+/// How often a change is tried that a revocation has overtaken.
+const TRIES: usize = 4;
 
 /// Why a shard is not kept or not opened.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +87,12 @@ pub enum ShardError {
     /// Sealing.
     #[error("shard cannot be sealed: {0}")]
     Seal(#[from] WrapError),
+    /// The vault has moved on again and again meanwhile.
+    #[error("the vault's generation changes all the time")]
+    Restless,
+    /// A revocation began, and the vault has not said yet whether it happened.
+    #[error("the vault has not answered whether its generation {0} is committed; it is asked again from time to time")]
+    Undecided(u64),
 }
 
 /// Where a shard stands.
@@ -133,18 +156,43 @@ struct Sealed {
     blob: Vec<u8>,
 }
 
+impl Sealed {
+    /// A row as a record of this version, of the shard under whose id it lies.
+    fn read(id: &[u8; 32], bytes: &[u8]) -> Option<Sealed> {
+        let sealed = cbor::from_exact::<Sealed>(bytes).ok()?;
+        (sealed.version == VERSION && sealed.label.shard.0 == *id).then_some(sealed)
+    }
+}
+
 /// The store.
 pub struct ShardStore {
     device: DeviceId,
     vault: Arc<dyn SealingKeys>,
     path: PathBuf,
     db: Database,
-    /// For each key with a shard here, the digest of the record that was accepted. Held while the tables change, so that a check and what it
-    /// allows are one step.
-    accepted: Mutex<HashMap<KeyId, [u8; 32]>>,
+    /// Held while the tables change, so that a check and what it allows are one step.
+    books: Mutex<Books>,
     /// All records, still sealed: a release reads no disk.
     active: RwLock<HashMap<ShardId, Arc<Sealed>>>,
     pending: RwLock<HashMap<ShardId, Arc<Sealed>>>,
+    /// One revocation at a time. Locked before `switching`, that before `books`.
+    revoking: Mutex<()>,
+    /// Held from a commit of the vault until the records in memory are those of its new generation.
+    switching: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Books {
+    /// For each key with a shard here, the digest of the record that was accepted.
+    accepted: HashMap<KeyId, [u8; 32]>,
+    /// The vault's generation that the records in memory are for.
+    generation: u64,
+    /// The next one, while a revocation runs.
+    next: Option<Next>,
+    /// Erased shards that no revocation has reached yet.
+    waiting: usize,
+    /// The tables are not yet as the records in memory are: a transaction has failed.
+    unsettled: bool,
 }
 
 impl std::fmt::Debug for ShardStore {
@@ -167,35 +215,38 @@ impl ShardStore {
             vault,
             path: path.into(),
             db,
-            accepted: Mutex::default(),
+            books: Mutex::default(),
             active: RwLock::default(),
             pending: RwLock::default(),
+            revoking: Mutex::default(),
+            switching: Mutex::default(),
         };
         store.load().map_err(failed)?;
         Ok(store)
     }
 
     fn load(&self) -> Result<(), redb::Error> {
+        let mut books = self.books();
+        books.generation = self.vault.generation();
         let write = self.db.begin_write()?;
-        for table in [ACTIVE, PENDING] {
-            write.open_table(table)?;
-        }
-        write.open_table(DOOMED)?;
+        books.waiting = settle_tables(&write, books.generation)?;
         write.commit()?;
         let read = self.db.begin_read()?;
         for (table, into) in [(ACTIVE, &self.active), (PENDING, &self.pending)] {
             let mut into = into.write().unwrap_or_else(PoisonError::into_inner);
             for row in read.open_table(table)?.iter()? {
                 let (id, bytes) = row?;
-                match cbor::from_exact::<Sealed>(bytes.value()) {
-                    Ok(sealed) if sealed.version == VERSION && sealed.label.shard.0 == *id.value() => {
-                        self.accepted().insert(sealed.label.key, sealed.label.accepted);
+                match Sealed::read(id.value(), bytes.value()) {
+                    Some(sealed) => {
+                        books.accepted.insert(sealed.label.key, sealed.label.accepted);
                         into.insert(sealed.label.shard, Arc::new(sealed));
                     }
-                    _ => tracing::error!(shard = %ShardId(*id.value()), "a shard's record is damaged"),
+                    None => tracing::error!(shard = %ShardId(*id.value()), "a shard's record is damaged"),
                 }
             }
         }
+        drop(books);
+        self.discard_staged();
         Ok(())
     }
 
@@ -205,37 +256,71 @@ impl ShardStore {
     /// # Errors
     /// [`ShardError`]; nothing has changed then.
     pub fn accept(&self, label: &ShardLabel, share: &Secret<64>) -> Result<(), ShardError> {
-        if self.is_accepted(&self.accepted(), label)? {
+        if self.is_accepted(&self.books(), label)? {
             return Ok(());
         }
-        let sealed = self.seal(label, Standing::Pending, share)?;
-        self.opens_again(&sealed, share)?;
-        let bytes = cbor::to_vec(&sealed);
-        let mut accepted = self.accepted();
-        if self.is_accepted(&accepted, label)? {
-            return Ok(());
-        }
-        let saved = self.transact(|write| {
-            // A record that could not be read is in no map; it is not overwritten either.
-            let mut pending = write.open_table(PENDING)?;
-            let taken =
-                pending.get(&label.shard.0)?.is_some() || write.open_table(ACTIVE)?.get(&label.shard.0)?.is_some();
-            if !taken {
-                pending.insert(&label.shard.0, bytes.as_slice())?;
+        self.of_this_generation(
+            || {
+                let sealed = self.seal(label, Standing::Pending, share)?;
+                self.opens_again(&sealed, share)?;
+                Ok(sealed)
+            },
+            |books, sealed| {
+                if self.is_accepted(books, label)? {
+                    return Ok(());
+                }
+                let next = self.seal_next(books, label, Standing::Pending, share)?;
+                let saved = self.transact(|write| {
+                    // A record that could not be read is in no map; it is not overwritten either.
+                    let mut pending = write.open_table(PENDING)?;
+                    let taken = pending.get(&label.shard.0)?.is_some()
+                        || write.open_table(ACTIVE)?.get(&label.shard.0)?.is_some();
+                    if !taken {
+                        pending.insert(&label.shard.0, cbor::to_vec(&sealed).as_slice())?;
+                        put_next(write, next.as_ref())?;
+                    }
+                    Ok(!taken)
+                })?;
+                if !saved {
+                    return Err(ShardError::Taken(label.key));
+                }
+                books.accepted.insert(label.key, label.accepted);
+                books.keep_next(next);
+                self.pending.write().unwrap_or_else(PoisonError::into_inner).insert(label.shard, Arc::new(sealed));
+                Ok(())
+            },
+        )
+    }
+
+    /// Seals without the lock, which may take an opening of the vault, and then changes the tables under it; from the start if the vault has
+    /// moved on meanwhile.
+    fn of_this_generation(
+        &self,
+        seal: impl Fn() -> Result<Sealed, ShardError>,
+        change: impl FnOnce(&mut Books, Sealed) -> Result<(), ShardError>,
+    ) -> Result<(), ShardError> {
+        for _ in 0..TRIES {
+            let sealed = match seal() {
+                Err(ShardError::Vault(error)) if error.is_of_generation() => {
+                    self.follow();
+                    continue;
+                }
+                outcome => outcome?,
+            };
+            let mut books = self.books();
+            self.settle_disk(&mut books)?;
+            if sealed.vault_generation == books.generation {
+                return change(&mut books, sealed);
             }
-            Ok(!taken)
-        })?;
-        if !saved {
-            return Err(ShardError::Taken(label.key));
+            drop(books);
+            self.follow();
         }
-        accepted.insert(label.key, label.accepted);
-        self.pending.write().unwrap_or_else(PoisonError::into_inner).insert(label.shard, Arc::new(sealed));
-        Ok(())
+        Err(ShardError::Restless)
     }
 
     /// Whether a shard of exactly this record is here; if none of its key is, whether there is room for one.
-    fn is_accepted(&self, accepted: &HashMap<KeyId, [u8; 32]>, label: &ShardLabel) -> Result<bool, ShardError> {
-        match accepted.get(&label.key) {
+    fn is_accepted(&self, books: &Books, label: &ShardLabel) -> Result<bool, ShardError> {
+        match books.accepted.get(&label.key) {
             Some(digest) if *digest == label.accepted => return Ok(true),
             Some(_) => return Err(ShardError::Taken(label.key)),
             None => {}
@@ -266,49 +351,67 @@ impl ShardStore {
     /// # Errors
     /// [`ShardError`]; it stays pending then.
     pub fn promote(&self, shard: &ShardId) -> Result<(), ShardError> {
-        let sealed = get(&self.pending, shard).ok_or(ShardError::Missing(*shard))?;
-        let share = self.unseal(&sealed)?;
-        let active = self.seal(&sealed.label, Standing::Active, &share)?;
-        let bytes = cbor::to_vec(&active);
-        let _unchanged = self.accepted();
-        self.transact(|write| {
-            write.open_table(ACTIVE)?.insert(&shard.0, bytes.as_slice())?;
-            write.open_table(PENDING)?.remove(&shard.0)?;
-            Ok(())
-        })?;
-        self.active.write().unwrap_or_else(PoisonError::into_inner).insert(*shard, Arc::new(active));
-        self.pending.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
-        Ok(())
+        let share = self.opened(|| get(&self.pending, shard).ok_or(ShardError::Missing(*shard)))?;
+        let label = self.pending_label(shard).ok_or(ShardError::Missing(*shard))?;
+        self.of_this_generation(
+            || self.seal(&label, Standing::Active, &share),
+            |books, sealed| {
+                if !self.pending.read().unwrap_or_else(PoisonError::into_inner).contains_key(shard) {
+                    return Err(ShardError::Missing(*shard));
+                }
+                let next = self.seal_next(books, &label, Standing::Active, &share)?;
+                self.transact(|write| {
+                    write.open_table(ACTIVE)?.insert(&shard.0, cbor::to_vec(&sealed).as_slice())?;
+                    write.open_table(PENDING)?.remove(&shard.0)?;
+                    put_next(write, next.as_ref())
+                })?;
+                books.keep_next(next);
+                self.active.write().unwrap_or_else(PoisonError::into_inner).insert(*shard, Arc::new(sealed));
+                self.pending.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
+                Ok(())
+            },
+        )
     }
 
-    /// Erases a pending shard.
+    /// Erases a pending shard. Copies of it open until the next revocation.
     ///
     /// # Errors
     /// [`ShardError::Store`].
     pub fn drop_pending(&self, shard: &ShardId) -> Result<(), ShardError> {
-        let mut accepted = self.accepted();
-        self.transact(|write| {
-            write.open_table(PENDING)?.remove(&shard.0)?;
-            Ok(())
-        })?;
-        let gone = self.pending.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
-        gone.map(|sealed| accepted.remove(&sealed.label.key));
-        Ok(())
+        self.remove(shard, PENDING, &self.pending)
     }
 
-    /// Erases an active shard.
+    /// Erases an active shard. Copies of it open until the next revocation.
     ///
     /// # Errors
     /// [`ShardError::Store`].
     pub fn erase(&self, shard: &ShardId) -> Result<(), ShardError> {
-        let mut accepted = self.accepted();
-        self.transact(|write| {
-            write.open_table(ACTIVE)?.remove(&shard.0)?;
+        self.remove(shard, ACTIVE, &self.active)
+    }
+
+    fn remove(
+        &self,
+        shard: &ShardId,
+        table: TableDefinition<'_, &[u8; 32], &[u8]>,
+        from: &RwLock<HashMap<ShardId, Arc<Sealed>>>,
+    ) -> Result<(), ShardError> {
+        let mut books = self.books();
+        self.settle_disk(&mut books)?;
+        let newest = books.next.as_ref().map_or(books.generation, Next::generation);
+        let waiting = self.transact(|write| {
+            write.open_table(table)?.remove(&shard.0)?;
             write.open_table(DOOMED)?.remove(&shard.0)?;
-            Ok(())
+            write.open_table(NEXT)?.remove(&shard.0)?;
+            let mut erased = write.open_table(ERASED)?;
+            erased.insert(&shard.0, newest)?;
+            Ok(erased.len()?)
         })?;
-        let gone = self.active.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
-        gone.map(|sealed| accepted.remove(&sealed.label.key));
+        books.waiting = waiting as usize;
+        if let Some(next) = books.next.as_mut() {
+            next.forget(shard);
+        }
+        let gone = from.write().unwrap_or_else(PoisonError::into_inner).remove(shard);
+        gone.map(|sealed| books.accepted.remove(&sealed.label.key));
         Ok(())
     }
 
@@ -342,8 +445,24 @@ impl ShardStore {
     /// # Errors
     /// [`ShardError`].
     pub fn open_share(&self, shard: &ShardId) -> Result<Secret<64>, ShardError> {
-        let sealed = get(&self.active, shard).ok_or(ShardError::Missing(*shard))?;
-        self.unseal(&sealed)
+        self.opened(|| get(&self.active, shard).ok_or(ShardError::Missing(*shard)))
+    }
+
+    /// Opens a record; the one that has taken its place, if the vault has moved on meanwhile.
+    fn opened(&self, record: impl Fn() -> Result<Arc<Sealed>, ShardError>) -> Result<Secret<64>, ShardError> {
+        match self.unseal(&*record()?) {
+            Err(ShardError::Vault(error)) if error.is_of_generation() => self.follow(),
+            outcome => return outcome,
+        }
+        match self.unseal(&*record()?) {
+            Err(ShardError::Vault(error)) if error.is_of_generation() => {
+                // Not by a revocation of ours: the vault itself is asked.
+                let _one = self.revoking.lock().unwrap_or_else(PoisonError::into_inner);
+                self.decide()?;
+            }
+            outcome => return outcome,
+        }
+        self.unseal(&*record()?)
     }
 
     /// Labels of the pending shards.
@@ -369,14 +488,29 @@ impl ShardStore {
     fn seal(&self, label: &ShardLabel, standing: Standing, share: &Secret<64>) -> Result<Sealed, ShardError> {
         let vault_generation = self.vault.generation();
         let key = self.vault.key(vault_generation, label.opening)?;
-        let blob = wrap::seal(&key, &self.aad(label, vault_generation, standing), share.expose())?;
+        self.seal_by(&key, vault_generation, label, standing, share)
+    }
+
+    fn seal_by(
+        &self,
+        key: &Secret<32>,
+        vault_generation: u64,
+        label: &ShardLabel,
+        standing: Standing,
+        share: &Secret<64>,
+    ) -> Result<Sealed, ShardError> {
+        let blob = wrap::seal(key, &self.aad(label, vault_generation, standing), share.expose())?;
         Ok(Sealed { version: VERSION, label: label.clone(), vault_generation, standing, blob })
     }
 
     fn unseal(&self, sealed: &Sealed) -> Result<Secret<64>, ShardError> {
         let key = self.vault.key(sealed.vault_generation, sealed.label.opening)?;
+        self.unseal_by(&key, sealed)
+    }
+
+    fn unseal_by(&self, key: &Secret<32>, sealed: &Sealed) -> Result<Secret<64>, ShardError> {
         let aad = self.aad(&sealed.label, sealed.vault_generation, sealed.standing);
-        wrap::open_fixed(&key, &aad, &sealed.blob).map_err(|error| match error {
+        wrap::open_fixed(key, &aad, &sealed.blob).map_err(|error| match error {
             WrapError::NotAuthentic => ShardError::Damaged(sealed.label.shard),
             other => other.into(),
         })
@@ -390,8 +524,8 @@ impl ShardStore {
         )
     }
 
-    fn accepted(&self) -> MutexGuard<'_, HashMap<KeyId, [u8; 32]>> {
-        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn transact<T>(
@@ -406,6 +540,13 @@ impl ShardStore {
         };
         run().map_err(|source| ShardError::Store { path: self.path.clone(), source: Box::new(source) })
     }
+}
+
+fn put_next(write: &redb::WriteTransaction, next: Option<&Sealed>) -> Result<(), redb::Error> {
+    if let Some(sealed) = next {
+        write.open_table(NEXT)?.insert(&sealed.label.shard.0, cbor::to_vec(sealed).as_slice())?;
+    }
+    Ok(())
 }
 
 fn get(from: &RwLock<HashMap<ShardId, Arc<Sealed>>>, shard: &ShardId) -> Option<Arc<Sealed>> {

@@ -15,6 +15,7 @@ use super::keyring::Keyring;
 use super::membership::Member;
 use super::peers::{Local, Peers, Server};
 use super::registers::Registers;
+use super::revocation::Revoker;
 use super::service::Answers;
 use super::shards::{ShardError, ShardStore};
 use super::upkeep::{Clerk, Follower, Stop, Threads};
@@ -267,7 +268,6 @@ impl Node {
             keyring: self.keyring.clone(),
             peers: self.peers.clone(),
             server: self.server.clone(),
-            vault: self.vault.clone(),
         };
         let follower = Arc::new(follower);
         let (gossip, acted, stop) = (self.gossip.clone(), follower.clone(), self.stop.clone());
@@ -288,7 +288,18 @@ impl Node {
             records: self.records.clone(),
         };
         let stop = self.stop.clone();
-        threads.spawn("grants", move || clerk.post_grants(&stop))
+        threads.spawn("grants", move || clerk.post_grants(&stop))?;
+
+        let revoker = Revoker {
+            device: self.device,
+            ledger: self.ledger.clone(),
+            holder: self.holder.clone(),
+            vault: self.vault.clone(),
+            records: self.records.clone(),
+            batch: Duration::from_secs(self.config.vault.erase_batch_seconds.into()),
+        };
+        let stop = self.stop.clone();
+        threads.spawn("vault", move || revoker.keep(&stop))
     }
 }
 

@@ -7,7 +7,6 @@ use super::holder::Holder;
 use super::identity::Records;
 use super::keyring::Keyring;
 use super::peers::{Peers, Server};
-use super::vault::Vault;
 use mayfly_ledger_client::with_cause;
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::record::{Grant, Record};
@@ -121,8 +120,6 @@ pub struct Follower {
     pub peers: Arc<Peers>,
     /// Ends connections of others.
     pub server: Arc<Server>,
-    /// Closes its window.
-    pub vault: Arc<Vault>,
 }
 
 impl Follower {
@@ -161,7 +158,6 @@ impl Follower {
         }
         self.keyring.sweep(&view);
         self.holder.sweep();
-        self.vault.sweep();
     }
 }
 

@@ -17,6 +17,7 @@
 //! | [`pedersen`] | a root shared t-of-n, verifiably |
 //! | [`schedule`] | keys from a root (HKDF), key commitments |
 //! | [`iv`] | synthetic IVs |
+//! | [`vault`] | keys from vault keys: windows, several vaults together |
 //! | [`wrap`] | sealed records: wrapped keys, shards at rest |
 //! | [`envelope`] | secrets between two agents, inside TLS |
 //! | [`sign`] | Ed25519 (ZIP-215) and ECDSA P-256 (low-S) |
@@ -33,4 +34,5 @@ pub mod merkle;
 pub mod pedersen;
 pub mod schedule;
 pub mod sign;
+pub mod vault;
 pub mod wrap;

@@ -20,7 +20,7 @@ fn offer(net: &Net, i: usize, dealt: &dealer::Dealt, key: &Key) -> Result<Accept
     net.node(i).holder.accept(key, &net.devices()[0], share)
 }
 
-fn release(net: &Net, key: KeyId, uses: u32) -> Release {
+pub(super) fn release(net: &Net, key: KeyId, uses: u32) -> Release {
     Release {
         key,
         generation: 1,

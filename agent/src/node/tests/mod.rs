@@ -5,6 +5,7 @@ mod chips;
 mod figures;
 mod holders;
 mod net;
+mod vaults;
 
 use super::*;
 use mayfly_protocol::record::{Ban, Delete, Residency, TargetKind};

@@ -4,23 +4,33 @@
 //! |---|---|
 //! | `plugins` | the plugins that seal, asked as one |
 //! | `tiers` | which vault keys are in memory, and for how long |
+//! | `figures` | what openings cost here, and which rates follow |
+//! | `bench` | the same, measured on purpose |
 //!
 //! Each tier has a vault key of its own, so that the `boot` key in memory opens no shard of a key that asks for more.
 
+mod bench;
+mod figures;
 mod plugins;
 mod tiers;
 
+pub use bench::{Bench, TierBench};
+pub use figures::{Figures, TierFigures};
+
 use crate::config;
+use figures::Openings;
 use mayfly_crypto::sign::{Alg, PublicKey, SignError};
+use mayfly_crypto::vault::window_key;
 use mayfly_plugin_api::{ArtifactMissing, Health, PluginError, Status, Tier, abi};
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::VaultOpening;
 use mayfly_secmem::Secret;
 use plugins::Plugins;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tiers::Tiers;
 
 /// Why the vault does not do what it should.
@@ -49,6 +59,21 @@ pub enum VaultError {
     /// It was not opened when it should have been.
     #[error("the vault is closed: {0}")]
     Closed(VaultState),
+    /// The vaults of a combined one do not belong together.
+    #[error("the combined vault's parts {0}")]
+    Parts(String),
+    /// No secret memory is left for a key.
+    #[error("no secret memory is left for a vault key")]
+    Memory(#[from] mayfly_secmem::Exhausted),
+    /// The folder of a combined vault's parts.
+    #[error("cannot make the folder {path} for the parts of the vault")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl VaultError {
@@ -57,8 +82,14 @@ impl VaultError {
         match self {
             VaultError::Plugin(error) => error.status(),
             VaultError::Closed(VaultState::PolicyPending(_)) => Some(Status::PolicyPending),
+            VaultError::Parts(_) => Some(Status::Corrupt),
             _ => None,
         }
+    }
+
+    /// Whether the vault may have moved on to another generation meanwhile: then what was asked for may be asked for anew.
+    pub fn is_of_generation(&self) -> bool {
+        matches!(self, VaultError::Generation { .. }) || self.status() == Some(Status::NoGeneration)
     }
 }
 
@@ -84,7 +115,7 @@ impl std::fmt::Display for VaultState {
 
 /// Where the keys that seal shards at rest come from: the vault.
 pub trait SealingKeys: Send + Sync {
-    /// The committed generation of vault keys.
+    /// The committed generation of vault keys, as far as it is known: see [`SealingKeys::settle`].
     fn generation(&self) -> u64;
 
     /// The vault key of this generation for this kind of opening. Let go of it as soon as the shard is open.
@@ -98,6 +129,70 @@ pub trait SealingKeys: Send + Sync {
     /// # Errors
     /// [`VaultError`].
     fn key_anew(&self, generation: u64, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError>;
+
+    /// Makes the keys of the next generation, of every tier. They open nothing before [`SealingKeys::commit`]; those staged before are void.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    fn stage(&self) -> Result<StagedKeys, VaultError>;
+
+    /// Makes the staged generation the only one that ever opens again, and wipes what is in memory of the one before.
+    ///
+    /// # Errors
+    /// [`VaultError`]; whether it happened is then not known before [`SealingKeys::settle`] answers.
+    fn commit(&self, staged: &StagedKeys) -> Result<(), VaultError>;
+
+    /// Asks the vault itself at which generation it is, and goes on from there.
+    ///
+    /// # Errors
+    /// [`VaultError`]: it does not answer.
+    fn settle(&self) -> Result<u64, VaultError>;
+
+    /// Destroys what is staged, if anything.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    fn discard_staged(&self) -> Result<(), VaultError>;
+}
+
+/// Keys of a generation that is not committed.
+pub struct StagedKeys {
+    generation: u64,
+    keys: Vec<(Tier, Arc<Secret<32>>)>,
+}
+
+impl std::fmt::Debug for StagedKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "StagedKeys(generation {})", self.generation)
+    }
+}
+
+impl StagedKeys {
+    /// These keys of `generation`.
+    pub fn new(generation: u64, keys: Vec<(Tier, Arc<Secret<32>>)>) -> StagedKeys {
+        StagedKeys { generation, keys }
+    }
+
+    /// The generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What will open shards of this opening.
+    ///
+    /// # Errors
+    /// [`VaultError::Tier`], [`VaultError::Memory`].
+    pub fn key(&self, opening: VaultOpening) -> Result<Arc<Secret<32>>, VaultError> {
+        let key = self.tier(tier(opening)).ok_or(VaultError::Tier(opening))?;
+        match opening {
+            VaultOpening::Window(seconds) => Ok(Arc::new(window_key(&key, seconds)?)),
+            VaultOpening::Boot | VaultOpening::PerRelease => Ok(key),
+        }
+    }
+
+    fn tier(&self, tier: Tier) -> Option<Arc<Secret<32>>> {
+        self.keys.iter().find(|(of, _)| *of == tier).map(|(_, key)| key.clone())
+    }
 }
 
 /// The vault of this device.
@@ -110,6 +205,7 @@ pub struct Vault {
     identity: PublicKey,
     generation: AtomicU64,
     tiers: Tiers,
+    openings: Openings,
     /// Held while it is being opened.
     state: Mutex<VaultState>,
 }
@@ -139,13 +235,14 @@ impl Vault {
         identity.check()?;
         let vault = Vault {
             plugins,
-            kind: config.vault.kind.clone(),
+            kind: config.vault.kinds(),
             software_only: description.software_only,
             note: description.security_note,
             offered: description.tiers,
             identity,
             generation: AtomicU64::new(0),
             tiers: Tiers::default(),
+            openings: Openings::default(),
             state: Mutex::new(VaultState::Closed("it was not opened yet".into())),
         };
         let mut state = vault.lock_state();
@@ -178,10 +275,19 @@ impl Vault {
             0 => self.first_generation()?,
             generation => generation,
         };
+        self.tiers.enter(generation, None);
         self.generation.store(generation, Ordering::Release);
-        let boot = self.plugins.open_key(generation, Tier::Boot)?;
+        let boot = self.open_tier(generation, Tier::Boot)?;
         self.tiers.enter(generation, Some(Arc::new(boot)));
         Ok(())
+    }
+
+    /// Opens a tier, and takes the time.
+    fn open_tier(&self, generation: u64, tier: Tier) -> Result<Secret<32>, VaultError> {
+        let began = Instant::now();
+        let key = self.plugins.open_key(generation, tier)?;
+        self.openings.took(tier, began.elapsed());
+        Ok(key)
     }
 
     /// Commits a first generation in a new vault. One that was staged and not committed is staged again: keys and all.
@@ -220,7 +326,7 @@ impl Vault {
         Ok(self.plugins.sign(message)?)
     }
 
-    /// Kind: `file`, `tpm`, `pkcs11`, `all-of`.
+    /// Kind: `file`, `tpm`, `pkcs11`; of a combined vault all of them, `tpm+pkcs11`.
     pub fn kind(&self) -> &str {
         &self.kind
     }
@@ -282,6 +388,11 @@ impl Vault {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn danger_kill_for_test(&self) {
+        self.plugins.chip().danger_kill_host();
+    }
+
     /// Whether shards can be kept that are opened like this.
     pub fn offers(&self, opening: VaultOpening) -> bool {
         self.offered.contains(&tier(opening))
@@ -302,9 +413,39 @@ impl Vault {
         self.tiers.boot(generation).ok_or_else(|| VaultError::Closed(self.state()))
     }
 
-    /// Wipes the key of a window that is over. Called from time to time.
-    pub fn sweep(&self) {
-        self.tiers.sweep();
+    /// Wipes the keys of windows that are over. How long the next one lasts.
+    pub fn sweep(&self) -> Option<Duration> {
+        self.tiers.sweep()
+    }
+
+    /// How many windows are open.
+    pub fn windows(&self) -> usize {
+        self.tiers.windows()
+    }
+
+    /// What openings have cost so far.
+    pub fn figures(&self) -> Figures {
+        self.openings.figures()
+    }
+
+    /// Whether shards of a key with this opening can be released `rate` times a second; if not, a sentence that says what can.
+    ///
+    /// # Errors
+    /// [`VaultError`]: the cost of an opening is not known yet, and the vault does not open.
+    pub fn serves(&self, opening: VaultOpening, rate: u32) -> Result<Result<(), String>, VaultError> {
+        let tier = tier(opening);
+        if rate == 0 || tier == Tier::Boot {
+            return Ok(Ok(()));
+        }
+        let median = match self.openings.median(tier) {
+            Some(median) => median,
+            None => {
+                let began = Instant::now();
+                self.open_tier(self.generation(), tier)?;
+                self.openings.median(tier).unwrap_or_else(|| began.elapsed())
+            }
+        };
+        Ok(figures::serves(median, opening, rate))
     }
 }
 
@@ -317,8 +458,12 @@ impl SealingKeys for Vault {
         self.check(generation, opening)?;
         match opening {
             VaultOpening::Boot => self.boot_key(generation),
-            VaultOpening::Window(_) => self.tiers.window(|| self.plugins.open_key(generation, Tier::Window)),
-            VaultOpening::PerRelease => self.tiers.per_release(|| self.plugins.open_key(generation, Tier::PerRelease)),
+            VaultOpening::Window(seconds) => {
+                self.tiers.window(generation, seconds, || self.open_tier(generation, Tier::Window))
+            }
+            VaultOpening::PerRelease => {
+                self.tiers.per_release(generation, || self.open_tier(generation, Tier::PerRelease))
+            }
         }
     }
 
@@ -326,10 +471,41 @@ impl SealingKeys for Vault {
         self.check(generation, opening)?;
         match opening {
             VaultOpening::Boot => self.boot_key(generation),
-            VaultOpening::Window(_) | VaultOpening::PerRelease => {
-                Ok(Arc::new(self.plugins.open_key(generation, tier(opening))?))
+            VaultOpening::Window(seconds) => {
+                Ok(Arc::new(window_key(&self.open_tier(generation, Tier::Window)?, seconds)?))
+            }
+            VaultOpening::PerRelease => Ok(Arc::new(self.open_tier(generation, Tier::PerRelease)?)),
+        }
+    }
+
+    fn stage(&self) -> Result<StagedKeys, VaultError> {
+        let next = self.generation() + 1;
+        let staged = |tier: &Tier| Ok((*tier, Arc::new(self.plugins.stage(next, *tier)?)));
+        Ok(StagedKeys::new(next, self.offered.iter().map(staged).collect::<Result<_, VaultError>>()?))
+    }
+
+    fn commit(&self, staged: &StagedKeys) -> Result<(), VaultError> {
+        self.plugins.commit(staged.generation)?;
+        let mut state = self.lock_state();
+        self.tiers.enter(staged.generation, staged.tier(Tier::Boot));
+        self.generation.store(staged.generation, Ordering::Release);
+        *state = VaultState::Open;
+        Ok(())
+    }
+
+    fn settle(&self) -> Result<u64, VaultError> {
+        let now = self.plugins.generation()?.current;
+        if now != self.generation() {
+            *self.lock_state() = VaultState::Closed("its generation has changed".into());
+            if let VaultState::PolicyPending(why) | VaultState::Closed(why) = self.try_open() {
+                tracing::warn!(why, "the vault has moved to generation {now} and is not open");
             }
         }
+        Ok(self.generation())
+    }
+
+    fn discard_staged(&self) -> Result<(), VaultError> {
+        self.plugins.discard_staged()
     }
 }
 
