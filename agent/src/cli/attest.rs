@@ -108,7 +108,8 @@ fn attested(seen: &Value) -> String {
 pub fn words(attestation: &Value) -> String {
     let count = attestation.get("count").and_then(Value::as_u64).unwrap_or(0);
     match (attestation.get("by").and_then(Value::as_str), count) {
-        (Some(by), 1) => format!("1 {}", by.trim_end_matches("es").trim_end_matches('s')),
+        (Some("witnesses"), 1) => "1 witness".into(),
+        (Some("administrators"), 1) => "1 administrator".into(),
         (Some(by), count) => format!("{count} {by}"),
         (None, _) if attestation.get("unattested_allowed") == Some(&Value::Bool(true)) => {
             "NOT ATTESTED (network policy allows it)".into()

@@ -12,7 +12,7 @@ use mayfly_ledger_client::PostError;
 use mayfly_protocol::State;
 use mayfly_protocol::apply::SESSION_MS_MAX;
 use mayfly_protocol::attested::quote_context;
-use mayfly_protocol::record::{Alert, AlertKind, Delegate, Record, Verifier};
+use mayfly_protocol::record::{Alert, AlertKind, Delegate, Quoted, Record, Verifier};
 use mayfly_protocol::state::Membership;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -107,7 +107,9 @@ impl Member {
 
     /// Whether a session is of use before approval: there are witnesses to whom a chip can prove itself.
     fn is_candidate(&self, state: &State) -> bool {
-        !state.active_witnesses().is_empty() && matches!(self.chip.show(), Ok(Some(_)))
+        let device = self.identity.device();
+        let sound = self.ledger.view().check_generation(&device, self.vault.generation()).is_ok();
+        sound && !state.active_witnesses().is_empty() && matches!(self.chip.show(), Ok(Some(_)))
     }
 
     /// Delegates, if it is due. How long nothing is due.
@@ -183,14 +185,16 @@ impl Member {
     }
 
     /// The chip's word on its registers. Without it witnesses alert; a device that cannot quote for the moment goes on all the same.
-    fn quote(&self, state: &State, session: &PublicKey, start_counter: u64) -> Option<Vec<u8>> {
+    fn quote(&self, state: &State, session: &PublicKey, start_counter: u64) -> Option<Quoted> {
         let device = self.identity.device();
-        let context = quote_context(&state.network, &device, session, start_counter);
+        let head = self.ledger.replica().tip().head();
+        let context = quote_context(&state.network, &device, session, start_counter, &head);
         let registers = state.attested_registers(&device).map(|r| r.selected);
-        self.chip.quote(context, registers).unwrap_or_else(|error| {
+        let statement = self.chip.quote(context, registers).unwrap_or_else(|error| {
             tracing::warn!(error = mayfly_ledger_client::with_cause(&error), "the chip does not quote its registers");
             None
-        })
+        });
+        statement.map(|statement| Quoted { head, statement })
     }
 
     fn wait_for_change(&self, state: &State) -> Duration {

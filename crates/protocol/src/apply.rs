@@ -6,6 +6,7 @@
 use crate::cbor::CborError;
 use crate::deal;
 use crate::entry::{Entry, EntryError, leaf_hash};
+use crate::head::Head;
 use crate::ids::{AuthorId, DeviceId, Hash, KeyId, NetworkId, ObjectId, TokenId, public_key_id};
 use crate::record::{self, Attribute, DeviceRole, Kind, PinVerifier, Record, TargetKind};
 use crate::state::{
@@ -337,15 +338,20 @@ impl State {
             "start counter does not grow; a copy of the device may run",
         )?;
         ensure(r.vault_generation >= device.vault_generation, "the vault's generation went back")?;
-        check_evidence(r.quote.as_deref())?;
+        check_evidence(r.quote.as_ref().map(|q| q.statement.as_slice()))?;
         ensure(
             r.not_after_ms > time_ms && r.not_after_ms <= time_ms.saturating_add(SESSION_MS_MAX),
             "a session lives at most 8 hours",
         )?;
-        match self.recent_head(entry.head.size) {
-            Some((_, at)) if at.saturating_add(DELEGATE_HEAD_AGE_MS_MAX) >= self.time_ms => Ok(()),
-            _ => rule("a delegation is made on a recent head"),
-        }
+        ensure(self.is_recent(&entry.head), "a delegation is made on a recent head")?;
+        let fresh = r.quote.as_ref().is_none_or(|q| q.head.size <= entry.head.size && self.is_recent(&q.head));
+        ensure(fresh, "a quote is made on a recent head")
+    }
+
+    /// Whether this is a head of this ledger on which a delegation may be made still.
+    fn is_recent(&self, head: &Head) -> bool {
+        self.recent_head(head.size)
+            .is_some_and(|(known, at)| known == *head && at.saturating_add(DELEGATE_HEAD_AGE_MS_MAX) >= self.time_ms)
     }
 
     fn check_token(&self, time_ms: u64, entry: &Entry, r: &record::Token) -> Result<(), Refusal> {

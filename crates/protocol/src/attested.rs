@@ -2,6 +2,7 @@
 //!
 //! The statements themselves are judged by `mayfly-attest`; here is what goes into their `extraData`.
 
+use crate::head::Head;
 use crate::ids::{AuthorId, DeviceId, NetworkId};
 use mayfly_crypto::enc;
 use mayfly_crypto::sign::PublicKey;
@@ -27,10 +28,24 @@ pub fn counter_context(network: &NetworkId, device: &DeviceId, generation: u64) 
     enc::hash("mayfly/v1/attest-counter", &[network.as_bytes(), device.as_bytes(), &generation.to_be_bytes()])
 }
 
-/// Context of the quote with a delegation.
-pub fn quote_context(network: &NetworkId, device: &DeviceId, session: &PublicKey, start_counter: u64) -> [u8; 32] {
+/// Context of the quote with a delegation. The head makes it fresh: whoever has a machine for a day cannot have quotes made for the days after.
+pub fn quote_context(
+    network: &NetworkId,
+    device: &DeviceId,
+    session: &PublicKey,
+    start_counter: u64,
+    head: &Head,
+) -> [u8; 32] {
     enc::hash(
         "mayfly/v1/attest-quote",
-        &[network.as_bytes(), device.as_bytes(), &[session.alg() as u8], session.bytes(), &start_counter.to_be_bytes()],
+        &[
+            network.as_bytes(),
+            device.as_bytes(),
+            &[session.alg() as u8],
+            session.bytes(),
+            &start_counter.to_be_bytes(),
+            &head.size.to_be_bytes(),
+            &head.root.0,
+        ],
     )
 }

@@ -4,6 +4,7 @@
 //! new kind and an ACTIVATE; non-critical ones are numbered from [`crate::cbor::NON_CRITICAL_FROM`].
 
 use crate::cbor::{self, CborError};
+use crate::head::Head;
 use crate::ids::{DeviceId, Hash, InviteId, KeyId, ObjectId, ShardId, TokenId};
 use mayfly_crypto::sign::{Alg, PublicKey};
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
@@ -307,9 +308,21 @@ pub struct Delegate {
     /// `host:port` where peers reach the device.
     #[n(4)]
     pub addresses: Vec<String>,
-    /// The chip's quote of its registers for [`crate::attested::quote_context`] (message `MTS1` of the attestation page), where there is a chip.
-    #[cbor(n(5), with = "minicbor::bytes")]
-    pub quote: Option<Vec<u8>>,
+    /// The chip's quote of its registers, where there is a chip.
+    #[n(5)]
+    pub quote: Option<Quoted>,
+}
+
+/// A quote and what makes it one of today: nobody could ask for it before that head was known.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Quoted {
+    /// A recent head of this ledger.
+    #[n(0)]
+    pub head: Head,
+    /// The chip's statement for [`crate::attested::quote_context`]: message `MTS1` of the attestation page.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub statement: Vec<u8>,
 }
 
 /// What a chip proved of itself: enough to judge every later statement of it.

@@ -117,7 +117,7 @@ pub fn alerts(state: &State, id: &DeviceId) -> Vec<Value> {
 /// What `status` warns of: alerts, and why this device is not attested where it ought to be.
 pub fn warnings(caller: &Caller<'_>, state: &State) -> Vec<String> {
     let mut warnings = Vec::new();
-    for id in state.devices.keys() {
+    for (id, _) in state.devices.iter().filter(|(_, device)| !device.is_banned()) {
         for alert in alerts(state, id) {
             let part = |name: &str| alert.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
             warnings.push(format!(

@@ -10,7 +10,7 @@ use crate::node::identity::Records;
 use crate::node::peers::Caller;
 use mayfly_attest::judge::CHALLENGE_MS_MAX;
 use mayfly_ledger_client::with_cause;
-use mayfly_protocol::attested::{Attested, enrolment_context};
+use mayfly_protocol::attested::enrolment_context;
 use mayfly_protocol::peer::{AttestAsk, AttestBegin, Cause, Refused, Reply};
 use mayfly_protocol::record::{Attest, DeviceRole};
 use mayfly_protocol::{AuthorId, DeviceId, Record, State};
@@ -165,11 +165,10 @@ impl Attester {
     }
 }
 
-/// A device that is attested does not get other registers attested by asking the next witness: that would be a way around approval.
+/// A device whose chip is known does not get other registers attested by asking the next witness: that would be a way around approval.
 fn check_registers(state: &State, statement: &Attest) -> Result<(), Denied> {
-    if state.attested(&statement.device) == Attested::No
-        || evidence::are_expected(state, &statement.device, &statement.registers)
-    {
+    let is_settled = state.devices.get(&statement.device).is_some_and(|d| d.chip.is_some());
+    if !is_settled || evidence::are_expected(state, &statement.device, &statement.registers) {
         return Ok(());
     }
     Err(Denied::Registers)

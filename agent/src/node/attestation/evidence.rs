@@ -85,10 +85,10 @@ fn judge_quote(state: &State, id: &DeviceId, device: &Device, enrolled: &Enrolle
     let Some(delegation) = device.delegation.as_deref() else { return Ok(()) };
     let Some(attested) = state.attested_registers(id) else { return Ok(()) };
     let number = delegation.start_counter;
-    let quote = delegation.quote.as_deref().ok_or_else(|| wrong(format!("delegation {number} carries no quote")))?;
-    let context = quote_context(&state.network, id, &delegation.session_key.0, number);
+    let quote = delegation.quote.as_ref().ok_or_else(|| wrong(format!("delegation {number} carries no quote")))?;
+    let context = quote_context(&state.network, id, &delegation.session_key.0, number, &quote.head);
     let refused = |why: String| wrong(format!("the quote of delegation {number} does not hold: {why}"));
-    let signed = Signed::decode(quote).map_err(|error| refused(error.to_string()))?;
+    let signed = Signed::decode(&quote.statement).map_err(|error| refused(error.to_string()))?;
     let selected = selection(attested.selected).ok_or_else(|| refused("no registers were attested".into()))?;
     let Quote { digest, .. } =
         judge::check_quote(enrolled, &context, selected, &signed).map_err(|error| refused(error.to_string()))?;

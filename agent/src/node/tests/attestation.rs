@@ -11,7 +11,9 @@ use mayfly_attest::judge::CHALLENGE_MS_MAX;
 use mayfly_protocol::attested::Attested;
 use mayfly_protocol::freshness::FreshAsk;
 use mayfly_protocol::peer::{Alarm, Ask, AttestAsk, AttestBegin, Cause, Refused, Release, Reply};
-use mayfly_protocol::record::{AlertKind, Approve, Attest, DeviceRole, NetworkPolicy, PcrApproval, Registers, Role};
+use mayfly_protocol::record::{
+    AlertKind, Approve, Attest, DeviceRole, NetworkPolicy, PcrApproval, Quoted, Registers, Role,
+};
 use mayfly_protocol::state::Membership;
 
 fn strict() -> NetworkPolicy {
@@ -182,8 +184,10 @@ fn statements_that_do_not_hold(state: &State, device: DeviceId) {
         evidence::judge(&state, &device).into_iter().map(|f| (f.what, f.text)).collect::<Vec<_>>()
     };
     let delegation = state.devices[&device].delegation.clone().unwrap();
-    let quote = Signed::decode(delegation.quote.as_ref().unwrap()).unwrap();
-    let requoted = |quote: Option<Vec<u8>>| {
+    let quoted = delegation.quote.clone().unwrap();
+    let quote = Signed::decode(&quoted.statement).unwrap();
+    let requoted = |statement: Option<Vec<u8>>| {
+        let quote = statement.map(|statement| Quoted { statement, ..quoted.clone() });
         let delegation = mayfly_protocol::record::Delegate { quote, ..(*delegation).clone() };
         judged(&|d| d.delegation = Some(Arc::new(delegation.clone())))
     };
@@ -195,16 +199,20 @@ fn statements_that_do_not_hold(state: &State, device: DeviceId) {
         ("missing", None, "carries no quote"),
         ("no message", Some(vec![1, 2, 3]), "does not hold"),
         ("forged", Some(forged.encode()), "not signed by the attestation key"),
-        ("of another chip", other.quote.clone(), "not signed by the attestation key"),
+        ("of another chip", other.quote.clone().map(|q| q.statement), "not signed by the attestation key"),
     ] {
         let found = requoted(quote);
         assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains(says)), "{what}: {found:?}");
     }
-    // The quote of another session, or of other registers than attested.
-    let replayed =
-        mayfly_protocol::record::Delegate { start_counter: delegation.start_counter + 1, ..(*delegation).clone() };
-    let found = judged(&|d| d.delegation = Some(Arc::new(replayed.clone())));
-    assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains("not bound")), "{found:?}");
+    // The quote of another session, of another day, or of other registers than attested.
+    let mut replayed = (*delegation).clone();
+    replayed.start_counter += 1;
+    let mut old = (*delegation).clone();
+    old.quote.as_mut().unwrap().head.size -= 1;
+    for delegation in [replayed, old] {
+        let found = judged(&|d| d.delegation = Some(Arc::new(delegation.clone())));
+        assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains("not bound")), "{found:?}");
+    }
     let reattested = |change: &dyn Fn(&mut Registers)| judged(&|d| attest_others(d, change));
     let found = reattested(&|r| r.selected = 1 << 7);
     assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains("states something else")), "{found:?}");

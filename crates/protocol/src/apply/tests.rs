@@ -1,7 +1,6 @@
 //! Who may say what: one small network, and every rule broken once.
 
 use super::*;
-use crate::head::Head;
 use crate::ids::{EntryId, InviteId};
 use crate::record::{
     Administrator, Approve, Ban, Delegate, Delete, DeviceRole, Genesis, Grant, GrantItem, Invite, Join, NetworkPolicy,

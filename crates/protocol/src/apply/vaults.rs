@@ -6,6 +6,7 @@ use crate::entry::Entry;
 use crate::ids::{AuthorId, DeviceId, public_key_id};
 use crate::record::{self, DeviceRole};
 use crate::state::{AlertState, Attestation, Device, GenerationStated, Membership, PCR_APPROVALS, State};
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 /// Longest statement or proof of a chip: a `MTP1` with four statements.
@@ -218,7 +219,8 @@ impl State {
         (administrators, self.active_witnesses().iter().filter(|w| said(AuthorId::from(**w))).count())
     }
 
-    /// The registers with which quotes of an attested device are compared: an administrator's newest word, else what most witnesses saw.
+    /// The registers with which quotes of an attested device are compared: an administrator's newest word, else what most others saw, be
+    /// they witnesses still or not; among equals the first.
     pub fn attested_registers(&self, device: &DeviceId) -> Option<record::Registers> {
         let device = self.devices.get(device)?;
         let chip = device.chip.as_deref()?;
@@ -229,9 +231,9 @@ impl State {
         if let Some(newest) = newest {
             return Some(newest.record.registers);
         }
-        let of_it = device.attestations.values().filter(|a| a.record.chip == *chip);
-        of_it
-            .map(|a| a.record.registers)
-            .max_by_key(|r| (self.who_saw(device, |a| a.chip == *chip && a.registers == *r).1, *r))
+        let of_it = || device.attestations.values().filter(|a| a.record.chip == *chip);
+        let so = |registers| of_it().filter(|a| a.record.registers == registers).count();
+        let most = of_it().max_by_key(|a| (so(a.record.registers), Reverse(a.time_ms)))?;
+        Some(most.record.registers)
     }
 }

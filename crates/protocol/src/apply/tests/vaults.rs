@@ -3,7 +3,7 @@
 use super::*;
 use crate::apply::{ALERT_AGAIN_MS, ALERT_BYTES_MAX, APPROVAL_BYTES_MAX, EVIDENCE_BYTES_MAX};
 use crate::attested::Attested;
-use crate::record::{Alert, AlertKind, Attest, Chip, PcrApproval, Registers, VaultGeneration};
+use crate::record::{Alert, AlertKind, Attest, Chip, PcrApproval, Quoted, Registers, VaultGeneration};
 
 /// Somebody saw chip `chip` in a device.
 pub fn attest(device: u8, chip: u8) -> Attest {
@@ -191,10 +191,34 @@ fn generations_only_grow() {
     let device = &w.state.devices[&device_id(11)];
     assert_eq!((device.vault_generation, device.generation_stated.as_ref().unwrap().record.generation), (2, 2));
     w.refuses(11, &[11, 31], delegate(31, 2), "rule");
-    w.refuses(11, &[11, 31], Delegate { quote: long, vault_generation: 2, ..delegate(31, 2) }, "rule");
     w.post(11, &[11, 31], Delegate { vault_generation: 2, ..delegate(31, 2) }).unwrap();
     ban(&mut w, 11);
     w.refuses(11, &[11], generation(3), "authority");
+}
+
+#[test]
+fn quotes_are_of_today() {
+    let mut w = World::new();
+    let quoted = |head, statement| Delegate { quote: Some(Quoted { head, statement }), ..delegate(31, 2) };
+    let now = w.state.head();
+    for statement in [vec![], vec![0; EVIDENCE_BYTES_MAX + 1]] {
+        w.refuses(11, &[11, 31], quoted(now, statement), "rule");
+    }
+    let other = Head { root: Hash([1; 32]), ..now };
+    let ahead = Head { size: now.size + 1, ..now };
+    for head in [other, ahead] {
+        w.refuses(11, &[11, 31], quoted(head, vec![1]), "rule");
+    }
+    // The head of the entry is new, that of the quote is of long ago.
+    let mut later = World { state: w.state.clone(), log: w.log.clone() };
+    let at = T0 + DELEGATE_HEAD_AGE_MS_MAX + 60_000;
+    later.state.apply(at, &later.entry(12, &[22], object("t")).encode()).unwrap();
+    let fresh = Delegate { not_after_ms: at + 1000, ..quoted(later.state.head(), vec![1]) };
+    let stale = Delegate { not_after_ms: at + 1000, ..quoted(now, vec![1]) };
+    let refused = later.state.clone().apply(at, &later.entry(11, &[11, 31], stale).encode()).unwrap_err();
+    assert!(refused.to_string().contains("a quote is made on a recent head"), "{refused}");
+    later.state.apply(at, &later.entry(11, &[11, 31], fresh).encode()).unwrap();
+    w.post(11, &[11, 31], quoted(now, vec![1])).unwrap();
 }
 
 #[test]
