@@ -92,8 +92,13 @@ fn people(status: &Value) -> String {
     let mut text = table(&rows.map(|(title, value)| vec![title.to_owned(), value]));
     let peers = part("peers").as_array().map(Vec::as_slice).unwrap_or_default();
     for peer in peers {
+        // A connection is open for a while after the other side has stopped answering.
         let state =
-            if peer.get("connected") == Some(&Value::Bool(true)) { "connected".into() } else { field(peer, "reason") };
+            match (peer.get("connected") == Some(&Value::Bool(true)), peer.get("reason").and_then(Value::as_str)) {
+                (true, None) => "connected".into(),
+                (true, Some(reason)) => format!("connected, but {reason}"),
+                (false, _) => field(peer, "reason"),
+            };
         text.push_str(&format!("peer {} at {}: {state}\n", field(peer, "device"), field(peer, "address")));
     }
     if let Some(alarm) = ledger.get("alarm").and_then(Value::as_str) {
@@ -114,7 +119,8 @@ mod tests {
         let status = json!({"device": "agent-1", "membership": "member", "roles": ["holder"], "fresh": false, "fresh_reason": "1 of 2 answered",
             "ledger": {"connected": false, "last_error": "the device is banned", "gateway": "g:1", "size": 9, "effective_size": 8, "alarm": "the ledger has forked"},
             "vault": {"kind": "file", "generation": 1, "software_only": true}, "warnings": ["clock differs"],
-            "peers": [{"device": "agent-2", "address": "a:1", "connected": false, "reason": "refused"}]});
+            "peers": [{"device": "agent-2", "address": "a:1", "connected": false, "reason": "refused"},
+                      {"device": "agent-3", "address": "a:2", "connected": true, "reason": "did not answer"}]});
         let text = people(&status);
         for part in [
             "NO, nothing is released: 1 of 2",
@@ -123,6 +129,7 @@ mod tests {
             "ALARM: the ledger has forked",
             "clock differs",
             "agent-2 at a:1: refused",
+            "agent-3 at a:2: connected, but did not answer",
         ] {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }

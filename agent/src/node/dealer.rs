@@ -50,6 +50,9 @@ pub struct Dealer {
     pub accept_deadline: Duration,
 }
 
+/// What the reason of a holder that refused begins with.
+const REFUSED: &str = "refused: ";
+
 /// A key as dealt: its record and its shares, by holder.
 pub(super) struct Dealt {
     pub(super) key: Key,
@@ -184,7 +187,7 @@ impl Dealer {
         if let Some((_, own)) = dealt.shares.iter().find(|(device, _)| *device == dealer) {
             match self.holder.accept(&dealt.key, &dealer, own) {
                 Ok(acceptance) => accepted.push(acceptance),
-                Err(refused) => missed.push((dealer, refused.text)),
+                Err(refused) => missed.push((dealer, format!("{REFUSED}{}", refused.text))),
             }
         }
         let patience = Instant::now() + PATIENCE;
@@ -198,7 +201,7 @@ impl Dealer {
                     }
                 }
                 Outcome::Answer(Reply::Refused(refused), _) => {
-                    missed.push((device, format!("refused: {}", refused.text)))
+                    missed.push((device, format!("{REFUSED}{}", refused.text)))
                 }
                 Outcome::Answer(..) => missed.push((device, "answered another question".into())),
                 Outcome::Lost(why) => missed.push((device, format!("not reachable: {why}"))),
@@ -321,10 +324,13 @@ fn too_few_accepted(
     let devices = missed.iter().cloned().chain(silent);
     let devices = devices.map(|(device, reason)| Missed { device: view.effective.device_name(&device), reason });
     let text = format!("{} holders accepted their shards, {needed} are needed", accepted.len());
-    KeyError::new(KeyErrorKind::TooFewHolders, text)
-        .devices(devices.collect())
-        .next("start the missing agents: `mayfly status`")
-        .retry(1000)
+    let is_refused = missed.iter().any(|(_, reason)| reason.starts_with(REFUSED));
+    let next = if is_refused && dealt.key.policy.rate > 0 {
+        "where holders cannot serve the rate: a lower --rate, or --vault-open window:SECONDS or boot"
+    } else {
+        "start the missing agents: `mayfly status`"
+    };
+    KeyError::new(KeyErrorKind::TooFewHolders, text).devices(devices.collect()).next(next).retry(1000)
 }
 
 /// What the outcome of a post means for the caller.

@@ -27,11 +27,6 @@ use std::time::{Duration, Instant};
 const POLICY_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest time between looks at the ledger.
 const LOOK: Duration = Duration::from_secs(1);
-/// First pause before a vault that is closed is tried again though no approval has come; it doubles each time.
-const PAUSE_FIRST: Duration = Duration::from_secs(5);
-/// Longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
-
 /// The part of the node that has to do with registers.
 pub struct Registers {
     /// This device.
@@ -73,18 +68,13 @@ impl Registers {
     /// Brings approvals from the ledger to the vault, and opens it when it is closed. The body of a thread.
     pub fn keep(&self, stop: &Stop) {
         let changes = self.ledger.replica().subscribe();
-        let (mut done, mut pause, mut due) = (BTreeSet::new(), PAUSE_FIRST, Instant::now() + PAUSE_FIRST);
+        let mut done = BTreeSet::new();
         loop {
-            let has_come = self.install(&mut done);
-            if self.vault.state() == VaultState::Open {
-                (pause, due) = (PAUSE_FIRST, Instant::now() + PAUSE_FIRST);
-            } else if has_come || Instant::now() >= due {
+            if self.install(&mut done) && self.vault.state() != VaultState::Open {
                 match self.vault.try_open() {
                     VaultState::Open => tracing::info!("the vault is open"),
                     closed => tracing::warn!(reason = %closed, "the vault stays closed"),
                 }
-                due = Instant::now() + pause;
-                pause = (pause * 2).min(PAUSE_MAX);
             }
             match changes.recv_timeout(LOOK) {
                 Ok(_) => while changes.try_recv().is_ok() {}, // one look serves all changes until now
@@ -164,11 +154,11 @@ impl Registers {
         })
     }
 
-    /// Signs an approval with this device's identity key and posts it.
+    /// Whether this device can approve registers at all.
     ///
     /// # Errors
-    /// [`KeyError`]: not an approver, a key that no TPM checks, a ledger that does not take it.
-    pub fn approve(&self, what: &ToApprove) -> Result<u64, KeyError> {
+    /// [`KeyError`]: a key that no TPM checks, not an approver.
+    pub fn check_approver(&self) -> Result<(), KeyError> {
         if self.vault.identity().alg() != Alg::P256 {
             let text = "this device's identity key is Ed25519, and a TPM checks approvals by P-256 keys only";
             return Err(KeyError::new(KeyErrorKind::Invalid, text)
@@ -181,6 +171,15 @@ impl Registers {
                 "an administrator gives it, beside the roles that it has: `mayfly device role NAME --set pcr-approver`",
             ));
         }
+        Ok(())
+    }
+
+    /// Signs an approval with this device's identity key and posts it.
+    ///
+    /// # Errors
+    /// [`KeyError`]: as [`Registers::check_approver`]; a vault that does not sign, a ledger that does not take it.
+    pub fn approve(&self, what: &ToApprove) -> Result<u64, KeyError> {
+        self.check_approver()?;
         let ToApprove { device, vault, generation, registers, digest } = *what;
         let mut approval = Approval { generation, registers, digest, signature: [0; 64] };
         let signed = self.vault.sign(&approval.message(&vault));

@@ -110,11 +110,11 @@ fn state_of(error: &VaultError) -> Option<TroubleState> {
     let is_passing = matches!(error, VaultError::Plugin(plugin) if plugin.is_transient());
     match error.status() {
         Some(Status::VaultLost | Status::NoIdentity) => Some(TroubleState::Lost),
-        Some(Status::Corrupt) => Some(TroubleState::Damaged),
+        Some(Status::Corrupt | Status::NoGeneration) => Some(TroubleState::Damaged),
         // A locked token counts attempts too.
         Some(Status::Auth | Status::Lockout) => Some(TroubleState::Refused),
         Some(Status::PolicyPending) => Some(TroubleState::PolicyPending),
-        Some(Status::Io | Status::Busy) => Some(TroubleState::Down),
+        Some(Status::Io | Status::Busy | Status::Internal) => Some(TroubleState::Down),
         _ => is_passing.then_some(TroubleState::Down),
     }
 }
@@ -142,7 +142,8 @@ mod tests {
             (Status::Transient, Some("vault-down"), true),
             (Status::PolicyPending, Some("policy-pending"), true),
             (Status::Config, None, false),
-            (Status::Internal, None, false),
+            (Status::NoGeneration, Some("vault-damaged"), false),
+            (Status::Internal, Some("vault-down"), true),
         ] {
             let trouble = Trouble::of_start(&refused(status));
             assert_eq!(trouble.as_ref().map(|t| t.state.word()), state, "{status:?}");

@@ -150,6 +150,12 @@ mod tests {
             (r#"{"command":"key.create","name":"k"}"#, Some(CKR_ARGUMENTS_BAD)),
             (r#"{"command":"key.create","name":"k","type":"aes:256","value":"00"}"#, Some(CKR_ARGUMENTS_BAD)),
             (r#"{"command":"key.show"}"#, Some(CKR_ARGUMENTS_BAD)),
+            (r#"{"command":"vault.approve-pcr","device":"d","registers":{"7":"00"}}"#, None),
+            (r#"{"command":"vault.approve-pcr","device":"d","registers":{"x":"00"}}"#, Some(CKR_ARGUMENTS_BAD)),
+            (
+                r#"{"command":"vault.approve-pcr","device":"d","policy":{"vault":"","generation":1,"references":[],"registers":{"7":null}}}"#,
+                None,
+            ),
             (r#"{"command":"status","verbose":1}"#, Some(CKR_ARGUMENTS_BAD)),
             (r#"{"command":"format.disk"}"#, Some(CKR_FUNCTION_NOT_SUPPORTED)),
             (r#"{}"#, Some(CKR_ARGUMENTS_BAD)),

@@ -4,7 +4,7 @@ use mayfly_evidence::pcr::{self, Selection};
 use mayfly_evidence::policy::approval_reference;
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::state::State;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -78,7 +78,7 @@ pub struct Approve {
     #[serde(default)]
     current: bool,
     /// Values of the next start; registers that are not named keep theirs.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "numbered")]
     registers: BTreeMap<u32, String>,
     /// Digest over all registers that the vault asks for.
     digest: Option<String>,
@@ -93,7 +93,18 @@ pub struct Policy {
     vault: String,
     generation: u64,
     references: Vec<Reference>,
+    #[serde(deserialize_with = "numbered")]
     registers: BTreeMap<u32, Option<String>>,
+}
+
+/// A map whose keys are numbers: text in JSON, which serde reads as numbers only where it has not looked at the object before (a tag).
+fn numbered<'de, D: Deserializer<'de>, V: Deserialize<'de>>(from: D) -> Result<BTreeMap<u32, V>, D::Error> {
+    let named = BTreeMap::<String, V>::deserialize(from)?;
+    let number = |(name, value): (String, V)| match name.parse() {
+        Ok(number) => Ok((number, value)),
+        Err(_) => Err(serde::de::Error::custom(format!("'{name}' is no register"))),
+    };
+    named.into_iter().map(number).collect()
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,6 +120,7 @@ struct Reference {
 /// CKR_ARGUMENTS_BAD, CKR_FUNCTION_REJECTED (not this device's to approve), CKR_DEVICE_ERROR.
 pub fn approve(caller: &Caller<'_>, ask: &Approve) -> Done<Value> {
     let node = node(caller)?;
+    node.registers().check_approver()?;
     let state = caller.app.keys.state();
     let device = names::device(&state, &ask.device)?;
     let asked;
