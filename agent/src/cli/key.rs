@@ -246,12 +246,37 @@ fn show(key: &Value) -> String {
             text.push_str(&format!("{title:20} {}\n", field(key, name)));
         }
     }
+    text.push_str(&costs(key));
     let heading = ["SHARD", "DEVICE", "INDEX", "STATE", "VALID UNTIL"].map(String::from).to_vec();
     let row = |shard: &Value| {
         let until = shard.get("valid_until_ms").and_then(Value::as_u64).map_or("no end".into(), moment);
         vec![short(&field(shard, "id")), field(shard, "device"), field(shard, "index"), field(shard, "state"), until]
     };
     text + "\n" + &table(&std::iter::once(heading).chain(shards(key).map(row)).collect::<Vec<_>>())
+}
+
+/// What each way of opening vaults would cost, measured on the device that was asked.
+fn costs(key: &Value) -> String {
+    let chosen = field(key, "vault_open");
+    let line = |cost: &Value| {
+        let (tier, opened, exposes) = (field(cost, "tier"), field(cost, "opened"), field(cost, "exposes"));
+        let is_chosen = chosen.split(':').next() == Some(tier.as_str());
+        let ms = match cost.get("opening_ms").and_then(Value::as_f64) {
+            Some(0.0) => String::new(),
+            Some(ms) => format!(", {ms:.1} ms here"),
+            None => ", not measured here yet".into(),
+        };
+        format!("  {tier}{}: opened {opened}{ms}; {exposes}\n", if is_chosen { " (chosen)" } else { "" })
+    };
+    let costs = key.get("vault_open_costs").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if costs.is_empty() {
+        return String::new();
+    }
+    let lines: String = costs.iter().map(line).collect();
+    format!(
+        "\nwhat the choices cost:\n{lines}  life when assembled: per-operation asks the holders for each use; a window asks once, and whoever breaks \
+         into an assembler meanwhile has the key\n"
+    )
 }
 
 #[cfg(test)]
@@ -289,6 +314,12 @@ mod tests {
 
     #[test]
     fn texts_for_people() {
+        let mut example_with_costs = example();
+        example_with_costs["vault_open"] = json!("per-release");
+        example_with_costs["vault_open_costs"] =
+            json!([{"tier": "per-release", "opening_ms": 15.24, "opened": "for each release", "exposes": "little"}]);
+        let told = show(&example_with_costs);
+        assert!(told.contains("per-release (chosen): opened for each release, 15.2 ms here; little"), "{told}");
         let shown = show(&example());
         for part in ["any 2 of 3", "below target", "cdcdcdcd", "no end", "1970-01-01", "per-operation"] {
             assert!(shown.contains(part), "{part} is missing:\n{shown}");

@@ -1,6 +1,6 @@
 //! `mayfly vault show|policy|approve-pcr`: what seals this device's secrets, and approvals of a TPM's registers.
 
-use super::agent::{Agent, ask};
+use super::agent::{Agent, LONG_ANSWER_TIMEOUT, ask};
 use super::announce::{Announcer, field, table};
 use super::key::request;
 use anyhow::{Context, Result, ensure};
@@ -17,6 +17,8 @@ const POLICY_BYTES_MAX: u64 = 64 << 10;
 #[command(after_help = "Example:\n  mayfly vault show")]
 pub enum Vault {
     Show(Show),
+    Bench(Bench),
+    Revoke(Revoke),
     Policy(ShowPolicy),
     ApprovePcr(Box<ApprovePcr>),
 }
@@ -25,6 +27,25 @@ pub enum Vault {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  mayfly vault show --json")]
 pub struct Show {}
+
+/// Measure this very chip or token: openings, staging, a commit, releases per second in each tier
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly vault bench --rounds 50 --json")]
+pub struct Bench {
+    /// How often each tier is opened, 1 to 1000; on a discrete chip an opening takes a second or more
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Do not move the vault on to a new generation, which wears a chip's counter a little
+    #[arg(long)]
+    no_commit: bool,
+}
+
+/// Make every erased shard worthless now, on whatever disk or backup a copy of it is
+///
+/// The vault moves on to a new generation, and what is still wanted moves with it. It does so by itself, too, some time after shards were erased.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  mayfly vault revoke")]
+pub struct Revoke {}
 
 /// Show what the TPM's registers are, which are approved, and what the next start needs
 ///
@@ -78,6 +99,24 @@ impl Vault {
     pub fn run(self, out: &Announcer, socket: &Path) -> Result<()> {
         match self {
             Vault::Show(Show {}) => out.result(&ask(socket, &json!({"command": "vault.show"}))?, show),
+            Vault::Bench(c) => {
+                let wanted = json!({"command": "vault.bench", "rounds": c.rounds, "commit": !c.no_commit});
+                out.progress("measuring; keys work on meanwhile");
+                let measured = Agent::connect(socket)?.patience(LONG_ANSWER_TIMEOUT)?.ask(&wanted, |_| ())?;
+                out.result(&measured, bench)
+            }
+            Vault::Revoke(Revoke {}) => {
+                let wanted = json!({"command": "vault.revoke"});
+                let revoked = Agent::connect(socket)?.patience(LONG_ANSWER_TIMEOUT)?.ask(&wanted, |_| ())?;
+                out.result(&revoked, |revoked| {
+                    format!(
+                        "the vault is at generation {}: {} shards moved with it, {} erased ones are worthless everywhere",
+                        field(revoked, "generation"),
+                        field(revoked, "kept"),
+                        field(revoked, "revoked"),
+                    )
+                })
+            }
             Vault::Policy(ShowPolicy {}) => out.result(&ask(socket, &json!({"command": "vault.policy"}))?, policy),
             Vault::ApprovePcr(c) => {
                 let approved = Agent::connect(socket)?.ask(&c.request()?, |news| out.progress(news))?;
@@ -143,11 +182,40 @@ fn show(vault: &Value) -> String {
         ("next", field(vault, "next")),
         ("generation", field(vault, "generation")),
         ("on the ledger", field(vault, "acknowledged_generation")),
+        ("erased, not revoked", field(vault, "unrevoked")),
         ("software only", software.to_owned()),
         ("note", field(vault, "note")),
     ];
     let told = rows.into_iter().filter(|(_, value)| value != "-");
-    table(&told.map(|(title, value)| vec![title.to_owned(), value]).collect::<Vec<_>>())
+    let mut rows: Vec<Vec<String>> = told.map(|(title, value)| vec![title.to_owned(), value]).collect();
+    for tier in vault.get("tiers").and_then(Value::as_array).into_iter().flatten() {
+        let cost =
+            tier.get("median_ms").and_then(Value::as_f64).map_or("not opened yet".into(), |ms| format!("{ms:.1} ms"));
+        rows.push(vec![format!("opening {}", field(tier, "tier")), cost]);
+    }
+    table(&rows)
+}
+
+fn bench(measured: &Value) -> String {
+    let ms =
+        |of: &Value, name: &str| of.get(name).and_then(Value::as_f64).map_or("-".into(), |ms| format!("{ms:.1} ms"));
+    let heading = ["TIER", "OPENING", "95 %", "RELEASES/S"].map(String::from).to_vec();
+    let row = |tier: &Value| {
+        let rate =
+            tier.get("releases_per_second").and_then(Value::as_f64).map_or("-".into(), |rate| format!("{rate:.0}"));
+        vec![field(tier, "tier"), ms(tier, "median_ms"), ms(tier, "p95_ms"), rate]
+    };
+    let tiers = measured.get("tiers").and_then(Value::as_array).into_iter().flatten();
+    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(tiers.map(row)).collect();
+    let software = if measured.get("software_only") == Some(&Value::Bool(true)) { ", software only" } else { "" };
+    let mut text = format!("{}{software}\n{}", field(measured, "kind"), table(&rows));
+    text.push_str(&format!("stage {}, sign {}\n", ms(measured, "stage_ms"), ms(measured, "sign_ms")));
+    if measured.get("commit_ms").is_some_and(Value::is_number) {
+        let (commit, all, shards) =
+            (ms(measured, "commit_ms"), ms(measured, "revocation_ms"), field(measured, "shards"));
+        text.push_str(&format!("commit {commit}; revocation in all {all}, with {shards} shards\n"));
+    }
+    text
 }
 
 fn policy(policy: &Value) -> String {
@@ -202,6 +270,19 @@ mod tests {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }
         assert!(!text.contains("generation"), "what is not known is not shown:\n{text}");
+    }
+
+    #[test]
+    fn figures_for_people() {
+        let tier = json!({"tier": "per-release", "openings": 20, "median_ms": 15.24, "p95_ms": 20.0, "releases_per_second": 64.0});
+        let mut measured = json!({"kind": "tpm", "software_only": true, "tiers": [tier], "stage_ms": 12.0, "sign_ms": 8.0, "commit_ms": null});
+        let text = bench(&measured);
+        for part in ["tpm, software only", "per-release  15.2 ms  20.0 ms  64", "stage 12.0 ms, sign 8.0 ms"] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+        assert!(!text.contains("commit"), "{text}");
+        measured["commit_ms"] = json!(25.0);
+        assert!(bench(&measured).contains("commit 25.0 ms"));
     }
 
     #[test]

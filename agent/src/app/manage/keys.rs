@@ -108,7 +108,9 @@ pub fn list(caller: &Caller<'_>, token: Option<&str>) -> Done<Value> {
 pub fn show(caller: &Caller<'_>, name: &str, token: Option<&str>) -> Done<Value> {
     let state = caller.app.keys.state();
     let token = token.map(|name| names::token(caller, &state, Some(name))).transpose()?;
-    Ok(json!(line(caller, &state, &names::key(caller, &state, name, token)?)))
+    let mut shown = json!(line(caller, &state, &names::key(caller, &state, name, token)?));
+    shown["vault_open_costs"] = super::vault::costs(caller);
+    Ok(shown)
 }
 
 fn line(caller: &Caller<'_>, state: &State, key: &KeyState) -> KeyLine {

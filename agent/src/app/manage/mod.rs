@@ -51,6 +51,10 @@ enum Command {
     DeviceShow { device: String },
     #[serde(rename = "vault.show")]
     VaultShow {},
+    #[serde(rename = "vault.revoke")]
+    VaultRevoke {},
+    #[serde(rename = "vault.bench")]
+    VaultBench { rounds: usize, commit: bool },
     #[serde(rename = "vault.policy")]
     VaultPolicy {},
     #[serde(rename = "vault.approve-pcr")]
@@ -118,6 +122,8 @@ fn carry_out(caller: &Caller<'_>, command: Command) -> Done<Value> {
         Command::DeviceList {} => Ok(devices::list(caller)),
         Command::DeviceShow { device } => devices::show(caller, &device),
         Command::VaultShow {} => Ok(vault::line(caller, &caller.app.keys.state())),
+        Command::VaultRevoke {} => vault::revoke(caller),
+        Command::VaultBench { rounds, commit } => vault::bench(caller, rounds, commit),
         Command::VaultPolicy {} => vault::policy(caller),
         Command::VaultApprovePcr(ask) => vault::approve(caller, &ask),
         Command::ChipShow {} => attestation::show(caller),

@@ -2,6 +2,7 @@
 
 use mayfly_evidence::pcr::{self, Selection};
 use mayfly_evidence::policy::approval_reference;
+use mayfly_ledger_client::with_cause;
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::state::State;
 use serde::{Deserialize, Deserializer};
@@ -12,7 +13,10 @@ use super::names;
 use crate::app::caller::Caller;
 use crate::app::ck::{CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR, CKR_FUNCTION_NOT_SUPPORTED, CKR_FUNCTION_REJECTED};
 use crate::app::fail::{Done, Fail};
-use crate::node::{Node, ToApprove, VaultError};
+use crate::node::{Node, ShardError, ToApprove, VaultError};
+
+/// Most rounds of a measurement.
+pub const ROUNDS_MAX: usize = 1000;
 
 /// The vault in a few fields; all that there is when it does not open.
 pub fn line(caller: &Caller<'_>, state: &State) -> Value {
@@ -28,12 +32,62 @@ pub fn line(caller: &Caller<'_>, state: &State) -> Value {
         "acknowledged_generation": on_ledger,
         "software_only": Some(vault.software_only).filter(|_| agent.has_node()),
         "note": vault.note,
+        "unrevoked": agent.node().map(Node::unrevoked),
+        "tiers": agent.node().map(|node| json!(node.vault_figures().tiers)),
     })
 }
 
 fn node<'a>(caller: &'a Caller<'_>) -> Done<&'a Node> {
     let node = caller.app.keys.node();
     node.ok_or_else(|| Fail::new(CKR_DEVICE_ERROR, "the agent runs without a node"))
+}
+
+// --- generations and costs --------------------------------------------------------------------------------------------------
+
+/// Moves the vault on to its next generation now.
+///
+/// # Errors
+/// CKR_DEVICE_ERROR.
+pub fn revoke(caller: &Caller<'_>) -> Done<Value> {
+    let node = node(caller)?;
+    let revoked = node.revoke_vault().map_err(|error| failed(&error))?;
+    Ok(json!({
+        "generation": revoked.generation,
+        "kept": revoked.kept,
+        "revoked": revoked.revoked,
+        "commit_ms": revoked.commit.as_secs_f64() * 1e3,
+        "took_ms": revoked.took.as_secs_f64() * 1e3,
+    }))
+}
+
+/// Measures the vault; with `commit` by a real revocation, too.
+///
+/// # Errors
+/// CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR.
+pub fn bench(caller: &Caller<'_>, rounds: usize, commit: bool) -> Done<Value> {
+    if !(1..=ROUNDS_MAX).contains(&rounds) {
+        return Err(Fail::new(CKR_ARGUMENTS_BAD, format!("1 to {ROUNDS_MAX} rounds are measured")));
+    }
+    Ok(json!(node(caller)?.bench_vault(rounds, commit).map_err(|error| failed(&error))?))
+}
+
+fn failed(error: &ShardError) -> Fail {
+    Fail::ruled(CKR_DEVICE_ERROR, "vault", with_cause(error)).next("`mayfly vault show`")
+}
+
+/// What each way of opening holders' vaults costs on this device, and what it leaves open to who breaks in.
+pub fn costs(caller: &Caller<'_>) -> Value {
+    let figures = caller.app.keys.node().map(Node::vault_figures);
+    let median =
+        |tier: &str| figures.as_ref().and_then(|f| f.tiers.iter().find(|t| t.tier == tier)).and_then(|t| t.median_ms);
+    json!([
+        { "tier": "boot", "opening_ms": 0.0, "opened": "once at the agent's start",
+          "exposes": "whoever breaks into a holder opens every shard of this tier" },
+        { "tier": "window", "opening_ms": median("window"), "opened": "once in each window",
+          "exposes": "whoever breaks into a holder during a window opens the shards of that window's keys" },
+        { "tier": "per-release", "opening_ms": median("per-release"), "opened": "for each release; one serves all that wait",
+          "exposes": "whoever breaks into a holder gets the shards that are asked for meanwhile" },
+    ])
 }
 
 // --- registers --------------------------------------------------------------------------------------------------------------
