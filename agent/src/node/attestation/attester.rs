@@ -103,7 +103,10 @@ impl Attester {
         }
         let roots = self.roots.as_ref().ok_or(Denied::NoRoots)?;
         let known = view.effective.devices.get(device).ok_or(Denied::Unknown)?;
-        if known.attestations.contains_key(&AuthorId::from(self.device)) {
+        let said = |state: &State| {
+            state.devices.get(device).is_some_and(|d| d.attestations.contains_key(&AuthorId::from(self.device)))
+        };
+        if said(&view.effective) || said(&view.tip) {
             return Err(Denied::Already);
         }
         self.make_room(device, now)?;
