@@ -89,6 +89,35 @@ fn a_revocation_ends_windows_and_old_keys() {
     assert_eq!(keys(&start(&config)), after);
 }
 
+/// A commit's answer is lost, the vault says once where it is and nothing to the next question. That it moved must never be taken for the
+/// opposite: what was re-encrypted would be thrown away, and with it every shard.
+#[test]
+fn a_vault_that_is_silent_after_it_said_where_it_is_loses_no_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/plugin-api");
+    let library = dir.path().join("libmayfly_vault_hostile.so");
+    let mut compiler = std::process::Command::new("cc");
+    compiler
+        .args(["-std=gnu11", "-O1", "-fPIC", "-shared", "-Wno-stringop-overflow", "-I"])
+        .arg(plugins.join("include"));
+    compiler.arg(plugins.join("tests/hostile/vault.c")).arg("-o").arg(&library).arg("-lpthread");
+    assert!(compiler.status().unwrap().success());
+    let section = format!(
+        "[vault]\nkind = \"hostile\"\nplugin = \"{}\"\nconfig = \"commits, answers once and is silent once\"\n",
+        library.display()
+    );
+    let vault = Arc::new(start(&config_with(dir.path(), 0, &section)));
+    let shards = store(&vault, dir.path());
+    fill(&shards, 0..1);
+    let outcome = shards.revoke();
+    eventually("the vault answers", || shards.undisturbed(|| Ok(())).is_ok());
+    assert_eq!(vault.generation(), 2);
+    println!("{outcome:?}");
+    check(&shards, 0..1);
+    drop(shards);
+    check(&store(&vault, dir.path()), 0..1);
+}
+
 /// The plugin's process is killed at any moment of a revocation; whatever that leaves, nothing is lost and one generation opens.
 #[test]
 fn a_plugin_killed_anywhere_in_a_revocation_loses_no_shard() {

@@ -104,6 +104,16 @@ pub enum VaultState {
     Closed(String),
 }
 
+impl VaultState {
+    fn after(opening: Result<(), VaultError>) -> VaultState {
+        match opening {
+            Ok(()) => VaultState::Open,
+            Err(error) if error.status() == Some(Status::PolicyPending) => VaultState::PolicyPending(error.to_string()),
+            Err(error) => VaultState::Closed(error.to_string()),
+        }
+    }
+}
+
 impl std::fmt::Display for VaultState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -258,23 +268,21 @@ impl Vault {
     pub fn try_open(&self) -> VaultState {
         let mut state = self.lock_state();
         if *state != VaultState::Open {
-            *state = match self.open() {
-                Ok(()) => VaultState::Open,
-                Err(error) if error.status() == Some(Status::PolicyPending) => {
-                    VaultState::PolicyPending(error.to_string())
-                }
-                Err(error) => VaultState::Closed(error.to_string()),
-            };
+            *state = VaultState::after(self.open());
         }
         state.clone()
     }
 
     /// Finds the committed generation, makes the first one if there is none, and opens its boot tier.
     fn open(&self) -> Result<(), VaultError> {
-        let generation = match self.plugins.generation()?.current {
-            0 => self.first_generation()?,
-            generation => generation,
-        };
+        match self.plugins.generation()?.current {
+            0 => self.open_at(self.first_generation()?),
+            generation => self.open_at(generation),
+        }
+    }
+
+    /// The vault is at `generation`, whether its boot tier opens or not.
+    fn open_at(&self, generation: u64) -> Result<(), VaultError> {
         self.tiers.enter(generation, None);
         self.generation.store(generation, Ordering::Release);
         let boot = self.open_tier(generation, Tier::Boot)?;
@@ -496,12 +504,14 @@ impl SealingKeys for Vault {
     fn settle(&self) -> Result<u64, VaultError> {
         let now = self.plugins.generation()?.current;
         if now != self.generation() {
-            *self.lock_state() = VaultState::Closed("its generation has changed".into());
-            if let VaultState::PolicyPending(why) | VaultState::Closed(why) = self.try_open() {
+            // By this very answer: asked once more the vault might be silent, and what it has committed would count as not committed.
+            let mut state = self.lock_state();
+            *state = VaultState::after(self.open_at(now));
+            if let VaultState::PolicyPending(why) | VaultState::Closed(why) = &*state {
                 tracing::warn!(why, "the vault has moved to generation {now} and is not open");
             }
         }
-        Ok(self.generation())
+        Ok(now)
     }
 
     fn discard_staged(&self) -> Result<(), VaultError> {

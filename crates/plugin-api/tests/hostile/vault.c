@@ -122,6 +122,10 @@ static int32_t vault_identity_public(void *handle, uint32_t alg, uint32_t create
     (void)message;
     *alg_out = is("names an unknown algorithm") ? 77 : is("names the other algorithm") ? 2 : 1;
     memset(key, is("changes its identity") ? (int)++calls : 9, 32);
+    if (is("commits, answers once and is silent once")) {
+        memset(key, 0x66, 32); /* a sound one: the base point (RFC 8032, section 5.1) */
+        key[0] = 0x58;
+    }
     *key_len = is("claims a long key") ? (size_t)1 << 40 : is("claims one byte too many") ? capacity + 1 : 32;
     if (is("gives a short key")) *key_len = 31;
     return MAYFLY_OK;
@@ -139,7 +143,8 @@ static int32_t vault_identity_sign(void *handle, const uint8_t *data, size_t dat
 
 static int32_t vault_generation(void *handle, mayfly_generation *out, mayfly_message *message) {
     (void)handle;
-    (void)message;
+    if (is("commits, answers once and is silent once") && current > 1 && ++calls == 2)
+        return refuse(message, MAYFLY_IO, "silent");
     out->current = is("goes back a generation") ? 10 - calls++ : current;
     out->staged = is("stages far ahead") ? 5 : staged;
     return MAYFLY_OK;
@@ -157,8 +162,10 @@ static int32_t vault_stage(void *handle, uint64_t next, uint32_t tier, uint8_t *
 static int32_t vault_open_key(void *handle, uint64_t generation, uint32_t tier, uint8_t *key, size_t key_len,
                               mayfly_message *message) {
     (void)handle;
-    (void)generation;
-    (void)tier;
+    if (is("commits, answers once and is silent once")) {
+        memset(key, (int)(1 + generation * 4 + tier), key_len); /* the key that was staged */
+        return MAYFLY_OK;
+    }
     if (is("hangs")) hang();
     if (is("hangs once")) {
         /* the folder is the working folder: a new process finds the mark */
@@ -251,6 +258,7 @@ static int32_t vault_commit(void *handle, uint64_t next, mayfly_message *message
     if (next != staged) return refuse(message, MAYFLY_NO_GENERATION, "nothing staged");
     current = staged;
     staged = 0;
+    if (is("commits, answers once and is silent once") && current > 1) return refuse(message, MAYFLY_IO, "no answer");
     return MAYFLY_OK;
 }
 
