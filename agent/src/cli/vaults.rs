@@ -2,6 +2,7 @@
 
 use super::agent::{Agent, LONG_ANSWER_TIMEOUT, ask};
 use super::announce::{Announcer, field, table};
+use super::ask::confirm;
 use super::key::request;
 use anyhow::{Context, Result, ensure};
 use clap::{ArgGroup, Args, Subcommand};
@@ -68,7 +69,7 @@ pub struct ApprovePcr {
     /// Whose vault: name or id
     #[arg(long)]
     device: String,
-    /// The values that its registers have now, by its own word
+    /// The values that its registers have now: as its chip quoted them, where it is attested; else by the device's own word
     #[arg(long, group = "values")]
     current: bool,
     /// A register's value at the next start, in hexadecimal; the registers that are not named keep theirs
@@ -83,6 +84,9 @@ pub struct ApprovePcr {
     /// What `mayfly vault policy --json` printed on the device (- for standard input); without it the device is asked
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Do not ask for confirmation where there is nothing but the device's own word
+    #[arg(long)]
+    yes: bool,
 }
 
 fn register(text: &str) -> Result<(u32, String), String> {
@@ -119,14 +123,19 @@ impl Vault {
             }
             Vault::Policy(ShowPolicy {}) => out.result(&ask(socket, &json!({"command": "vault.policy"}))?, policy),
             Vault::ApprovePcr(c) => {
-                let approved = Agent::connect(socket)?.ask(&c.request()?, |news| out.progress(news))?;
+                let approved = c.approve(out, socket)?;
                 out.result(&approved, |approved| {
                     format!(
-                        "approved for device '{}', generation {}: registers {} with digest {}\nits agent brings it to the vault by itself",
+                        "approved for device '{}', generation {}: registers {} with digest {}{}\nits agent brings it to the vault by itself",
                         field(approved, "device"),
                         field(approved, "generation"),
                         field(approved, "registers"),
                         field(approved, "digest"),
+                        match approved.get("by").and_then(Value::as_str) {
+                            Some("quote") => ", as its chip quoted them with its newest delegation",
+                            Some(_) => ", by the device's own word",
+                            None => "",
+                        },
                     )
                 })
             }
@@ -135,6 +144,34 @@ impl Vault {
 }
 
 impl ApprovePcr {
+    fn approve(&self, out: &Announcer, socket: &Path) -> Result<Value> {
+        let mut agent = Agent::connect(socket)?;
+        let mut wanted = self.request()?;
+        if !self.current {
+            return agent.ask(&wanted, |news| out.progress(news));
+        }
+        wanted["preview"] = json!(true);
+        let seen = agent.ask(&wanted, |news| out.progress(news))?;
+        if seen["by"] == "device" && !self.yes {
+            confirm(&format!(
+                "Registers {} of device '{}' have digest {} by the device's own word: no chip has stated it. Compare it with what the host \
+                 should have started.",
+                field(&seen, "registers"),
+                field(&seen, "device"),
+                field(&seen, "digest"),
+            ))?;
+        }
+        // What was shown is what is approved.
+        for (name, value) in
+            [("preview", Value::Bool(false)), ("current", Value::Bool(false)), ("digest", seen["digest"].clone())]
+        {
+            wanted[name] = value;
+        }
+        let mut approved = Agent::connect(socket)?.ask(&wanted, |news| out.progress(news))?;
+        approved["by"] = seen["by"].clone();
+        Ok(approved)
+    }
+
     fn request(&self) -> Result<Value> {
         let policy = match &self.policy {
             Some(path) => {

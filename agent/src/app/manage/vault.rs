@@ -4,6 +4,7 @@ use mayfly_evidence::pcr::{self, Selection};
 use mayfly_evidence::policy::approval_reference;
 use mayfly_ledger_client::with_cause;
 use mayfly_protocol::DeviceId;
+use mayfly_protocol::record::Registers;
 use mayfly_protocol::state::State;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use super::names;
 use crate::app::caller::Caller;
 use crate::app::ck::{CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR, CKR_FUNCTION_NOT_SUPPORTED, CKR_FUNCTION_REJECTED};
 use crate::app::fail::{Done, Fail};
+use crate::node::attestation::evidence;
 use crate::node::{Node, ShardError, ToApprove, VaultError};
 
 /// Most rounds of a measurement.
@@ -139,6 +141,9 @@ pub struct Approve {
     /// For the generation that a revocation will bring, not for the present one.
     #[serde(default)]
     next_generation: bool,
+    /// Only tell what would be approved.
+    #[serde(default)]
+    preview: bool,
 }
 
 /// What a vault asks of its registers (`docs/formats/vault-tpm.md`), as far as an approver needs it.
@@ -191,9 +196,11 @@ pub fn approve(caller: &Caller<'_>, ask: &Approve) -> Done<Value> {
         }
     };
     let what = to_approve(device, policy, ask, &hex::encode(node.identity().bytes()))?;
-    let index = node.registers().approve(&what)?;
+    let by = if ask.current { Some(whose_word(evidence::quoted(&state, &device), &what)?) } else { None };
+    let index = if ask.preview { None } else { Some(node.registers().approve(&what)?) };
     let registers: Vec<u32> = what.registers.numbers().collect();
     Ok(json!({
+        "by": by,
         "device": state.device_name(&device),
         "device_id": device.to_string(),
         "generation": what.generation,
@@ -201,6 +208,20 @@ pub fn approve(caller: &Caller<'_>, ask: &Approve) -> Done<Value> {
         "digest": hex::encode(what.digest),
         "index": index,
     }))
+}
+
+/// Who says that these are the registers' values: the chip, which quoted them with the device's newest delegation, or the device alone.
+fn whose_word(quoted: Option<Registers>, what: &ToApprove) -> Done<&'static str> {
+    let bits = what.registers.numbers().fold(0, |bits, number| bits | 1 << number);
+    match quoted.filter(|quoted| quoted.selected == bits) {
+        None => Ok("device"),
+        Some(quoted) if quoted.digest.0 == what.digest => Ok("quote"),
+        Some(_) => {
+            let reason = "the device tells other values than its chip has quoted with its newest delegation";
+            Err(Fail::ruled(CKR_FUNCTION_REJECTED, "registers", reason)
+                .next("restart its agent, which quotes anew; if the two still differ, its host is not to be believed"))
+        }
+    }
 }
 
 /// What is to be signed, if it is `own` key that the vault asks.
@@ -318,5 +339,16 @@ mod tests {
         other.references[0].approver = None;
         let refused = to_approve(DeviceId([1; 32]), &other, &ask(json!({"current": true})), OWN);
         assert!(refused.unwrap_err().reason.contains("asks no approver"));
+    }
+
+    #[test]
+    fn the_chips_word_stands_above_the_devices() {
+        let what = made(json!({"current": true})).unwrap();
+        let quoted = |selected, digest| Some(Registers { selected, digest: mayfly_protocol::ids::Hash(digest) });
+        assert_eq!(whose_word(None, &what).ok(), Some("device"));
+        assert_eq!(whose_word(quoted(1 << 7, what.digest), &what).ok(), Some("device"), "of other registers");
+        assert_eq!(whose_word(quoted(1 << 7 | 1 << 11, what.digest), &what).ok(), Some("quote"));
+        let refused = whose_word(quoted(1 << 7 | 1 << 11, [9; 32]), &what).unwrap_err();
+        assert!(refused.reason.contains("than its chip has quoted"), "{}", refused.reason);
     }
 }

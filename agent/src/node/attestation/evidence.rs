@@ -53,6 +53,12 @@ pub fn are_expected(state: &State, id: &DeviceId, registers: &Registers) -> bool
     attested == *registers || approvals.filter_map(|a| allowed(&a.approval)).any(|fits| fits)
 }
 
+/// The registers that an attested device's chip quoted with its newest delegation; none where nothing of the kind holds.
+pub fn quoted(state: &State, id: &DeviceId) -> Option<Registers> {
+    let device = state.devices.get(id)?;
+    quoted_registers(state, id, device, &enrolled(device)?).ok()?
+}
+
 /// The generation that a device is at.
 pub fn generation(state: &State, id: &DeviceId) -> Option<Generation> {
     let device = state.devices.get(id)?;
@@ -81,9 +87,26 @@ fn enrolled(device: &Device) -> Option<Enrolled> {
 }
 
 fn judge_quote(state: &State, id: &DeviceId, device: &Device, enrolled: &Enrolled) -> Result<(), Finding> {
+    let Some(registers) = quoted_registers(state, id, device, enrolled)? else { return Ok(()) };
+    if are_expected(state, id, &registers) {
+        return Ok(());
+    }
+    let numbers = selection(registers.selected).into_iter().flat_map(|selected| selected.numbers());
+    let numbers = numbers.map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    let text = format!("registers {numbers} are others than attested or approved: {}", short(&registers.digest.0));
+    Err(finding(AlertKind::Registers, text, false))
+}
+
+/// The registers in the quote of a device's newest delegation; none where there is no delegation yet.
+fn quoted_registers(
+    state: &State,
+    id: &DeviceId,
+    device: &Device,
+    enrolled: &Enrolled,
+) -> Result<Option<Registers>, Finding> {
     let wrong = |text: String| finding(AlertKind::Evidence, text, false);
-    let Some(delegation) = device.delegation.as_deref() else { return Ok(()) };
-    let Some(attested) = state.attested_registers(id) else { return Ok(()) };
+    let Some(delegation) = device.delegation.as_deref() else { return Ok(None) };
+    let Some(attested) = state.attested_registers(id) else { return Ok(None) };
     let number = delegation.start_counter;
     let quote = delegation.quote.as_ref().ok_or_else(|| wrong(format!("delegation {number} carries no quote")))?;
     let context = quote_context(&state.network, id, &delegation.session_key.0, number, &quote.head);
@@ -92,13 +115,7 @@ fn judge_quote(state: &State, id: &DeviceId, device: &Device, enrolled: &Enrolle
     let selected = selection(attested.selected).ok_or_else(|| refused("no registers were attested".into()))?;
     let Quote { digest, .. } =
         judge::check_quote(enrolled, &context, selected, &signed).map_err(|error| refused(error.to_string()))?;
-    let registers = Registers { digest: mayfly_protocol::ids::Hash(digest), ..attested };
-    if are_expected(state, id, &registers) {
-        return Ok(());
-    }
-    let numbers = selected.numbers().map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-    let text = format!("registers {numbers} are others than attested or approved: {}", short(&digest));
-    Err(finding(AlertKind::Registers, text, false))
+    Ok(Some(Registers { digest: mayfly_protocol::ids::Hash(digest), ..attested }))
 }
 
 fn judge_generation(state: &State, id: &DeviceId, device: &Device, enrolled: &Enrolled) -> Result<(), Finding> {

@@ -8,7 +8,7 @@ use crate::node::peers::{Caller, Standing};
 use crate::node::vault::Vault;
 use mayfly_attest::evidence::exchange::{DeviceKeys, STEP_PROVE, Signed};
 use mayfly_attest::judge::CHALLENGE_MS_MAX;
-use mayfly_protocol::attested::Attested;
+use mayfly_protocol::attested::{Attested, counter_context};
 use mayfly_protocol::freshness::FreshAsk;
 use mayfly_protocol::peer::{Alarm, Ask, AttestAsk, AttestBegin, Cause, Refused, Release, Reply};
 use mayfly_protocol::record::{
@@ -119,7 +119,7 @@ fn a_strict_network_from_its_first_device_on() {
             assert!(evidence::generation(&state, &device).unwrap().proved_ms.is_some());
         }
     }
-    statements_that_do_not_hold(&net.node(0).state(), third);
+    statements_that_do_not_hold(&net.node(0).state(), third, &net.node(2).vault);
 
     // The third device boots something else, and says so itself: its chip quotes.
     net.stop(2);
@@ -180,7 +180,7 @@ fn a_candidate_gets_nothing(net: &Net, candidate: usize, witness: DeviceId) {
 }
 
 /// The pure judge, on statements of a real chip that were changed afterwards.
-fn statements_that_do_not_hold(state: &State, device: DeviceId) {
+fn statements_that_do_not_hold(state: &State, device: DeviceId, vault: &Vault) {
     let judged = |change: &dyn Fn(&mut mayfly_protocol::state::Device)| {
         let mut state = state.clone();
         change(state.devices.get_mut(&device).unwrap());
@@ -195,6 +195,10 @@ fn statements_that_do_not_hold(state: &State, device: DeviceId) {
         judged(&|d| d.delegation = Some(Arc::new(delegation.clone())))
     };
     assert_eq!(judged(&|_| ()), []);
+    assert_eq!(evidence::quoted(state, &device), state.attested_registers(&device));
+    let mut unquoted = state.clone();
+    Arc::make_mut(unquoted.devices.get_mut(&device).unwrap().delegation.as_mut().unwrap()).start_counter += 1;
+    assert_eq!(evidence::quoted(&unquoted, &device), None, "what does not hold is nobody's word");
     let mut forged = quote.clone();
     forged.statement[60] ^= 1;
     let other = state.devices.iter().find(|(id, _)| **id != device).unwrap().1.delegation.clone().unwrap();
@@ -247,11 +251,18 @@ fn statements_that_do_not_hold(state: &State, device: DeviceId) {
             d.generation_stated = Some(mayfly_protocol::state::GenerationStated { record, time_ms: 1 });
         })
     };
-    for (proof, says) in
-        [(None, "is not proven"), (Some(vec![1]), "does not hold"), (Some(quote.encode()), "does not hold")]
-    {
+    // What the chip says when it is asked about this generation: it is honest, and at generation 1.
+    let certified = |about: u64| vault.certified_counter(&counter_context(&state.network, &device, about)).unwrap();
+    assert!(certified(9).is_some());
+    for (what, proof, says) in [
+        ("nothing", None, "is not proven"),
+        ("no message", Some(vec![1]), "does not hold"),
+        ("a quote", Some(quote.encode()), "does not hold"),
+        ("the counter of another generation", certified(9), "does not hold"),
+        ("a counter certified for another statement", certified(1), "does not hold"),
+    ] {
         let found = stated(9, proof);
-        assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains(says)), "{found:?}");
+        assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains(says)), "{what}: {found:?}");
     }
     assert_eq!(judged(&|d| d.chip = None), [], "nobody has attested it: nothing to hold against it");
     assert_eq!(judged(&|d| d.membership = Membership::Banned), []);
