@@ -28,6 +28,7 @@ const EC_ID: &str = "e0";
 pub fn run() -> Result<()> {
     let root = tree::root()?;
     packages::ensure(packages::For::Quickstart)?;
+    println!("building: 5 to 15 minutes the first time");
     run::show(Command::new("cargo").current_dir(&root).args(["build", "--release", "--workspace"]))?;
     let folder = tree::Folder::new("quickstart")?;
     let mut story = Story::begin(&folder.0, &tree::built("release")?, &root.join("README.md"))?;

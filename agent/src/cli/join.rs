@@ -7,10 +7,9 @@ use super::value;
 use super::vault::{NewVault, VaultOptions};
 use crate::config::{Config, NewKeys};
 use crate::join_token::{JoinToken, TEXT_BYTES_MAX};
-use crate::node::{self, JoinError};
+use crate::node::{self, JoinError, Joined};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use mayfly_protocol::DeviceId;
 use serde_json::json;
 use std::fs::{DirBuilder, remove_dir, remove_dir_all, remove_file};
 use std::io::ErrorKind;
@@ -127,21 +126,33 @@ impl Join {
         };
         // Before anything is asked.
         ensure_new(&device.dir)?;
+        let asks_an_approver = self.vault.asks_an_approver();
         let vault = self.vault.choose(&device.dir)?;
-        let id = if self.token == "-" {
+        let joined = if self.token == "-" {
             join(ask::read_secret_file(Path::new("-"), TEXT_BYTES_MAX + 2)?.expose(), &device, &vault)?
         } else {
             join(self.token.as_bytes(), &device, &vault)?
         };
-        let config = device.dir.join(CONFIG);
-        let result = json!({"device": device.name, "id": id.to_string(), "config": config});
+        let (id, name) = (joined.device, &device.name);
+        let result =
+            json!({"device": name, "id": id.to_string(), "vault": joined.vault, "config": device.dir.join(CONFIG)});
         out.result(&result, |r| {
-            format!(
-                "device '{}' has joined with id {id}\n  next, here: mayflyd --config {}\n  next, by an administrator: mayfly device approve {}",
-                device.name,
-                field(r, "config"),
-                id
-            )
+            let mut text = format!(
+                "device '{name}' has joined with id {id}, vault {}\n  next, here: mayflyd --config {}\n",
+                joined.vault,
+                field(r, "config")
+            );
+            if joined.asks_for_attestation {
+                text.push_str(&format!(
+                    "  then its chip proves itself: to the witnesses by itself, or here by an administrator: mayfly device attest {name}\n"
+                ));
+            }
+            if asks_an_approver {
+                text.push_str(&format!(
+                    "  its vault opens when its registers are approved, on the approver: mayfly vault approve-pcr --device {name} --current\n"
+                ));
+            }
+            text + &format!("  next, by an administrator: mayfly device approve {id}")
         })?;
         Ok(())
     }
@@ -149,7 +160,7 @@ impl Join {
 
 /// Writes the agent's configuration and posts the JOIN record. An attempt that fails leaves nothing behind, unless the ledger may have
 /// taken the device: then the next attempt goes on with what is there.
-pub fn join(token: &[u8], device: &NewDevice, vault: &NewVault) -> Result<DeviceId> {
+pub fn join(token: &[u8], device: &NewDevice, vault: &NewVault) -> Result<Joined> {
     let token = JoinToken::parse(token)?;
     let config = device.dir.join(CONFIG);
     let text = device.config(vault)?;
@@ -161,7 +172,7 @@ pub fn join(token: &[u8], device: &NewDevice, vault: &NewVault) -> Result<Device
     write_anew(&device.dir.join(NETWORK), joined.network.to_toml().as_bytes())?;
     // Last: whoever finds it finds a device that has joined.
     write_new(&config, text.as_bytes())?;
-    Ok(joined.device)
+    Ok(joined)
 }
 
 /// Refuses where a device has joined.

@@ -72,6 +72,11 @@ pub struct VaultOptions {
 }
 
 impl VaultOptions {
+    /// Whether the vault opens only in a state that an approver has signed.
+    pub fn asks_an_approver(&self) -> bool {
+        !self.pcr.is_empty()
+    }
+
     /// Options of one kind beside another kind: `--tcti` and `--vault pkcs11`.
     pub fn misused(&self) -> Option<String> {
         let tpm = [("--tcti", self.tcti.is_some()), ("--pcr", !self.pcr.is_empty())];

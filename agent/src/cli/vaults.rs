@@ -275,7 +275,11 @@ fn policy(policy: &Value) -> String {
             (false, _) => format!("generation {generation} asks nobody: it opens whatever the registers are\n"),
             (true, true) => format!("generation {generation} opens with the present registers\n"),
             (true, false) => {
-                format!("generation {generation} does NOT open with the present registers: nobody has approved them\n")
+                let open = field(policy, "state") == "open" && field(policy, "generation") == generation;
+                let open = if open { "; what is open now stays open until the agent ends" } else { "" };
+                format!(
+                    "generation {generation} does NOT open with the present registers: nobody has approved them{open}\n"
+                )
             }
         });
     }

@@ -326,7 +326,7 @@ fn too_few_accepted(
     let text = format!("{} holders accepted their shards, {needed} are needed", accepted.len());
     let is_refused = missed.iter().any(|(_, reason)| reason.starts_with(REFUSED));
     let next = if is_refused && dealt.key.policy.rate > 0 {
-        "where holders cannot serve the rate: a lower --rate, or --vault-open window:SECONDS or boot"
+        "where holders cannot serve the rate: a lower --rate; --vault-open window:SECONDS or boot; or a higher `[limits] releases_per_second_max` there"
     } else {
         "start the missing agents: `mayfly status`"
     };

@@ -5,6 +5,7 @@ use super::vault::{self, Vault, VaultError};
 use crate::config::Config;
 use crate::join_token::JoinToken;
 use mayfly_crypto::sign::{Ed25519Secret, PublicKey};
+use mayfly_evidence::exchange::STEP_KEYS;
 use mayfly_ledger_client::{
     Author, EntrySigner, GatewayAddress, HelloSigner, NetworkFile, NetworkFileError, OpenError, PostError, Replica,
     ReplicaConfig, ReplicaStatus, SignerError, SubmitError,
@@ -26,8 +27,12 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Joined {
     /// The device.
     pub device: DeviceId,
+    /// Kind of its vault.
+    pub vault: String,
     /// The network's description, for the configuration's `network`.
     pub network: NetworkFile,
+    /// The network approves only devices whose chips proved themselves.
+    pub asks_for_attestation: bool,
 }
 
 /// Why a device did not join. A second attempt with the same data folder goes on where the first one ended.
@@ -48,6 +53,12 @@ pub enum JoinError {
     /// What the gateway showed is not the network of the token.
     #[error("the ledger's first entry is not that of the join token's network")]
     Genesis(#[from] NetworkFileError),
+    /// The device could never be approved.
+    #[error(
+        "this network takes devices with TPMs only, which prove themselves, and a vault of kind '{0}' proves nothing; join with --vault tpm, or \
+         ask for a network made with `mayfly init --allow-unattested`"
+    )]
+    NoChip(String),
     /// The ledger did not take the record.
     #[error("the ledger did not take the device")]
     Post(#[from] PostError),
@@ -91,10 +102,14 @@ pub fn join(token: &JoinToken, config: &Config) -> Result<Joined, JoinError> {
     reach(&replica, token)?;
     let network = with_genesis(&replica, token)?;
     let device = vault.device();
+    let asks_for_attestation = !replica.tip().policy().is_some_and(|policy| policy.unattested);
+    if asks_for_attestation && !has_chip(&vault) {
+        return Err(JoinError::NoChip(vault.kind().to_owned()));
+    }
     if !replica.tip().devices.contains_key(&device) {
         post(&replica, &data.join("outbox"), &guest, config)?;
     }
-    Ok(Joined { device, network })
+    Ok(Joined { device, vault: vault.kind().to_owned(), network, asks_for_attestation })
 }
 
 /// Takes back what [`join`] made in the device under the vault, which then never opens again; the data folder may be removed after it.
@@ -103,6 +118,12 @@ pub fn join(token: &JoinToken, config: &Config) -> Result<Joined, JoinError> {
 /// The vault does not start, or keeps nothing outside of its folder that could be removed.
 pub fn forget(config: &Config) -> Result<(), VaultError> {
     vault::forget(config, &config.data_dir.join("vault"))
+}
+
+/// Whether there is a chip that can prove itself. One that is only disturbed has time until it is challenged.
+fn has_chip(vault: &Vault) -> bool {
+    let shown = vault.attest(STEP_KEYS, &[]);
+    !shown.is_err_and(|error| error.status() == Some(Status::Unsupported))
 }
 
 /// Waits until a gateway of the token serves us; no longer than until each has said that it will not.

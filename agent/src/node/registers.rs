@@ -168,7 +168,7 @@ impl Registers {
         if !view.member(&self.device).is_some_and(|d| d.has_role(DeviceRole::PcrApprover)) {
             let text = "this device does not have the role pcr-approver";
             return Err(KeyError::new(KeyErrorKind::Denied, text).next(
-                "an administrator gives it, beside the roles that it has: `mayfly device role NAME --set pcr-approver`",
+                "an administrator gives it, with the roles that it has already: `mayfly device role NAME --set holder,witness,pcr-approver`",
             ));
         }
         Ok(())

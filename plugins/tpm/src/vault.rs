@@ -186,7 +186,7 @@ fn missing(error: TpmError, what: &str) -> Fault {
 pub(crate) fn lost(what: &str) -> Fault {
     let text = format!(
         "the TPM is another one than this vault was made with, or was cleared: {what}; move the vault's folder away \
-         and enrol the device anew, the network deals its shards again"
+         and enrol the device anew"
     );
     Fault::told(Status::VaultLost, text)
 }

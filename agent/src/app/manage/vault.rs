@@ -232,7 +232,9 @@ fn to_approve(device: DeviceId, policy: &Policy, ask: &Approve, own: &str) -> Do
         return Err(bad("an approval is of the current values, of values of registers, or of a digest"));
     }
     let vault: [u8; 16] = bytes(&policy.vault).ok_or_else(|| bad("the policy names no vault"))?;
-    let generation = policy.generation.max(1).saturating_add(ask.next_generation.into());
+    // A new vault that waits for its approver has no generation yet: the first one is both.
+    let next = ask.next_generation || policy.generation == 0;
+    let generation = policy.generation.saturating_add(next.into());
     let reference = policy.references.iter().find(|reference| reference.generation == generation);
     let reference = reference.ok_or_else(|| bad("the policy does not tell what that generation asks for"))?;
     if bytes(&reference.reference) != Some(approval_reference(&vault, generation)) {
