@@ -199,6 +199,7 @@ impl Agent for Desk {
             note: String::new(),
             generation: 0,
             host_pid: None,
+            lost: Vec::new(),
         };
         self.open_node().map_or_else(unknown, |node| node.vault())
     }

@@ -78,9 +78,14 @@ impl View {
     /// # Errors
     /// [`Behind`]: the device is in quarantine.
     pub fn check_generation(&self, device: &DeviceId, generation: u64) -> Result<(), Behind> {
-        let of = |state: &State| state.devices.get(device).map_or(0, |d| d.vault_generation);
-        let acknowledged = of(&self.tip).max(of(&self.effective));
+        let acknowledged = self.acknowledged(device);
         if generation < acknowledged { Err(Behind { vault: generation, acknowledged }) } else { Ok(()) }
+    }
+
+    /// The newest generation of its vault of which the device has told.
+    pub fn acknowledged(&self, device: &DeviceId) -> u64 {
+        let of = |state: &State| state.devices.get(device).map_or(0, |d| d.vault_generation);
+        of(&self.tip).max(of(&self.effective))
     }
 
     pub(super) fn new(effective: Arc<State>, tip: Arc<State>, banned: Arc<Banned>) -> View {

@@ -398,6 +398,16 @@ impl Holder {
         Ok(bench)
     }
 
+    /// Keys whose shards are lost here: no key of the vault opens them.
+    pub fn lost(&self) -> Vec<mayfly_protocol::KeyId> {
+        self.shards.lost().into_iter().map(|label| label.key).collect()
+    }
+
+    /// Whether this device has sealed shards under the generation at which its vault is.
+    pub fn had_keys(&self) -> bool {
+        self.shards.had_keys()
+    }
+
     /// Shards in use here, and those that wait for their keys.
     pub fn counts(&self) -> (usize, usize) {
         self.shards.counts()

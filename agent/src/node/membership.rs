@@ -4,6 +4,7 @@ use super::attestation::Chip;
 use super::clock;
 use super::data::DataError;
 use super::directory::{Behind, Ledger};
+use super::holder::Holder;
 use super::identity::{BySession, Identity, Records, StartCounter};
 use super::vault::Vault;
 use super::{Phase, dealer};
@@ -35,6 +36,8 @@ pub struct Member {
     pub records: Arc<Records>,
     /// Its vault.
     pub vault: Arc<Vault>,
+    /// Its shards.
+    pub holder: Arc<Holder>,
     /// Its chip, whose quotes go with delegations.
     pub chip: Arc<Chip>,
     /// Counts delegations.
@@ -80,7 +83,7 @@ impl Member {
             None => self.set(Phase::Starting),
             Some(Membership::Pending) => {
                 self.set(Phase::WaitingForApproval);
-                if self.is_candidate(&state) {
+                if !self.vault.is_ahead() && self.is_candidate(&state) {
                     return self.keep_session(&state);
                 }
             }
@@ -95,6 +98,10 @@ impl Member {
         if let Err(behind) = self.ledger.view().check_generation(&device, self.vault.generation()) {
             self.set(Phase::Quarantined);
             return if self.alarm(behind) { self.wait_for_change(state) } else { RETRY };
+        }
+        if self.vault.is_ahead() && self.was_moved() {
+            self.set(Phase::Starting);
+            return if self.give_up(state) { self.wait_for_change(state) } else { RETRY };
         }
         let delegated = self.identity.delegated(state);
         if delegated {
@@ -147,6 +154,36 @@ impl Member {
             "quarantine: the vault was put back from a copy"
         );
         let text = format!("its vault is at generation {}, it had acknowledged {}", behind.vault, behind.acknowledged);
+        let alert = Record::Alert(Alert { about: device, what, text });
+        let posted = self.records.post_by_identity(&alert, &[], dealer::POST_TIMEOUT);
+        posted.inspect_err(|error| tracing::warn!(error = mayfly_ledger_client::with_cause(error), "alert")).is_ok()
+    }
+
+    /// Whether the vault, which has no keys of its generation, was brought there by somebody else: this device would have told the ledger, and
+    /// its shards would be sealed under it. Otherwise the newest copy of the vault's folder has the keys, and must not be made worthless.
+    fn was_moved(&self) -> bool {
+        let (device, generation) = (self.identity.device(), self.vault.generation());
+        self.ledger.view().acknowledged(&device) < generation && !self.holder.had_keys()
+    }
+
+    /// Tells the network that the vault's counter was moved, and gives up the keys that this has cost. Done only when the alert is witnessed:
+    /// then everything that this device had told before is known here too, whatever copy of the ledger it was started with.
+    fn give_up(&self, state: &State) -> bool {
+        let (device, what) = (self.identity.device(), AlertKind::VaultAhead);
+        let text = format!(
+            "its vault's counter is at generation {}, where this device never brought it",
+            self.vault.generation()
+        );
+        if state.alerts.get(&(device, what, device)).is_some_and(|alert| alert.record.text == text) {
+            if !self.vault.is_forsaken() {
+                tracing::error!(
+                    generation = self.vault.generation(),
+                    "the vault's counter was moved: what was sealed is lost here"
+                );
+                self.vault.forsake();
+            }
+            return true;
+        }
         let alert = Record::Alert(Alert { about: device, what, text });
         let posted = self.records.post_by_identity(&alert, &[], dealer::POST_TIMEOUT);
         posted.inspect_err(|error| tracing::warn!(error = mayfly_ledger_client::with_cause(error), "alert")).is_ok()

@@ -167,6 +167,8 @@ pub struct VaultStatus {
     pub generation: u64,
     /// Process of its plugin.
     pub host_pid: Option<u32>,
+    /// Keys whose shards are lost here: sealed under a generation of which the vault has no keys any more.
+    pub lost: Vec<KeyId>,
 }
 
 /// What this device keeps, for `status`.
@@ -407,6 +409,7 @@ impl Node {
             note: self.vault.note().to_owned(),
             generation: self.vault.generation(),
             host_pid: self.vault.host_pid(),
+            lost: self.holder.lost(),
         }
     }
 

@@ -83,13 +83,16 @@ impl Revoker {
         let (mut left_over, mut since) = (true, None);
         let (mut revoking, mut telling) = (Attempts::new(REVOKE_RETRY_MAX), Attempts::new(TELL_RETRY_MAX));
         while !stop.pause(self.vault.sweep().unwrap_or(LOOK).min(LOOK)) {
-            match self.holder.waiting() {
+            if self.vault.is_forsaken() {
+                left_over = true; // no keys of this generation are left: the next one, at once
+            }
+            match self.holder.waiting() + usize::from(self.vault.is_forsaken()) {
                 0 => (since, left_over) = (None, false),
                 _ => {
                     let waited = since.get_or_insert_with(Instant::now).elapsed();
                     if (left_over || waited >= self.batch())
                         && revoking.are_due()
-                        && self.vault.state() == VaultState::Open
+                        && (self.vault.state() == VaultState::Open || self.vault.is_forsaken())
                     {
                         match self.holder.revoke_now() {
                             Ok(_) => {
@@ -104,7 +107,7 @@ impl Revoker {
                     }
                 }
             }
-            if telling.are_due() && self.is_news() {
+            if telling.are_due() && !self.vault.is_ahead() && self.is_news() {
                 match self.tell() {
                     Ok(()) => telling.succeeded(),
                     Err(error) => {

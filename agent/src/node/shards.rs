@@ -69,6 +69,19 @@ pub enum ShardError {
     /// No such shard.
     #[error("shard {} is not here", .0.short())]
     Missing(ShardId),
+    /// Sealed under keys that the vault does not have any more.
+    #[error(
+        "shard {} is lost on this device: it is sealed under generation {sealed} of its vault, which is at {now}; its key has \
+         a holder less until it is dealt anew", .shard.short()
+    )]
+    Lost {
+        /// The shard.
+        shard: ShardId,
+        /// Its generation of the vault.
+        sealed: u64,
+        /// The vault's.
+        now: u64,
+    },
     /// Too many offers at once.
     #[error("{PENDING_MAX} offered shards wait for their keys already")]
     TooMany,
@@ -454,7 +467,12 @@ impl ShardStore {
             Err(ShardError::Vault(error)) if error.is_of_generation() => self.follow(),
             outcome => return outcome,
         }
-        match self.unseal(&*record()?) {
+        let now = self.books().generation;
+        let sealed = record()?;
+        if sealed.vault_generation < now {
+            return Err(ShardError::Lost { shard: sealed.label.shard, sealed: sealed.vault_generation, now });
+        }
+        match self.unseal(&sealed) {
             Err(ShardError::Vault(error)) if error.is_of_generation() => {
                 // Not by a revocation of ours: the vault itself is asked.
                 let _one = self.revoking.lock().unwrap_or_else(PoisonError::into_inner);
@@ -463,6 +481,26 @@ impl ShardStore {
             outcome => return outcome,
         }
         self.unseal(&*record()?)
+    }
+
+    /// Labels of shards that are lost here: sealed under an older generation than the vault's.
+    pub fn lost(&self) -> Vec<ShardLabel> {
+        let now = self.books().generation;
+        self.sealed_under(|generation| generation < now)
+    }
+
+    /// Whether a shard here is sealed under the generation at which the vault is: this device had its keys.
+    pub fn had_keys(&self) -> bool {
+        let now = self.books().generation;
+        !self.sealed_under(|generation| generation == now).is_empty()
+    }
+
+    fn sealed_under(&self, wanted: impl Fn(u64) -> bool) -> Vec<ShardLabel> {
+        let labels = |of: &RwLock<HashMap<ShardId, Arc<Sealed>>>| -> Vec<ShardLabel> {
+            let of = of.read().unwrap_or_else(PoisonError::into_inner);
+            of.values().filter(|sealed| wanted(sealed.vault_generation)).map(|sealed| sealed.label.clone()).collect()
+        };
+        [labels(&self.active), labels(&self.pending)].concat()
     }
 
     /// Labels of the pending shards.

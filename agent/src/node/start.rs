@@ -156,6 +156,7 @@ pub(super) fn start(config: Config, shutdown: Shutdown) -> Result<Node, StartErr
         identity,
         records: records.clone(),
         vault: vault.clone(),
+        holder: holder.clone(),
         starts: StartCounter::new(data.join("starts")),
         addresses: vec![advertised(&config.peers, address)],
         session_ms: config.danger.session_ms,

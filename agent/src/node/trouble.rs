@@ -60,8 +60,8 @@ impl TroubleState {
                  `mayfly invite`, `mayfly join TOKEN`"
             }
             TroubleState::Damaged => {
-                "restart the agent when the disk or token is mended; no older copy opens, so if it cannot be mended this host joins again as \
-                 a new device: `mayfly ban NAME` by an administrator, move the data folder away, `mayfly invite`, `mayfly join TOKEN`"
+                "restart the agent when the disk or token is mended, or the newest copy of the vault's folder is back in its place; no older \
+                 copy opens, so if it cannot be mended this host joins again as a new device: `mayfly ban NAME` by an administrator, move the data folder away, `mayfly invite`, `mayfly join TOKEN`"
             }
             TroubleState::Refused => {
                 "put the right PIN, passphrase or auth secret where the vault's configuration says, and restart the agent: it is tried once \
@@ -101,6 +101,7 @@ impl Trouble {
             VaultState::Open => None,
             VaultState::PolicyPending(reason) => Some(Trouble { state: TroubleState::PolicyPending, reason }),
             VaultState::Closed(reason) => Some(Trouble { state: TroubleState::Down, reason }),
+            VaultState::Ahead(reason) => Some(Trouble { state: TroubleState::Damaged, reason }),
         }
     }
 }

@@ -49,13 +49,15 @@ impl Standing {
         Err(Fault::told(Status::Corrupt, text))
     }
 
+    /// The folder has no keys of the counter's generation. Who knows more than a vault can know (the ledger) decides whether to wait for the
+    /// newest copy of the folder, or to stage and commit the next generation, which ends every copy.
     fn stale(&self) -> Fault {
         let text = format!(
             "the TPM's counter is ahead: it is at generation {}, the folder holds the keys of {}: that was put back from a \
-             copy, or somebody incremented the counter; what was sealed is lost here, stage and commit the next generation",
+             copy, or somebody incremented the counter",
             self.current, self.held
         );
-        Fault::told(Status::Corrupt, text)
+        Fault::told(Status::NoGeneration, text)
     }
 }
 

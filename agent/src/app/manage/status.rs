@@ -194,12 +194,16 @@ fn keys_without_spare(
     caller: &Caller<'_>,
     warnings: &mut Vec<String>,
 ) {
-    let (mut stopped, mut thin, mut tight) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut stopped, mut thin, mut tight, mut lost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let lost_here = caller.app.keys.vault().lost;
     for key in state.keys.values().filter(|key| !key.deleted && super::names::may_know(caller, state, key)) {
         let usable = |device| state.devices.get(&device).is_some_and(|d| d.is_member());
         let live = key.accepted().filter(|shard| usable(shard.device) && !away(shard.device)).count();
         let (t, n) = (usize::from(key.record.t), key.record.shards.len());
         let name = label_of(&key.attributes);
+        if lost_here.contains(&key.record.id) {
+            lost.push(name.clone());
+        }
         match live {
             live if live < t => stopped.push(name),
             live if live == t && n > t => thin.push(name),
@@ -209,6 +213,7 @@ fn keys_without_spare(
     }
     for (keys, what) in [
         (stopped, "too few holders can be reached to use"),
+        (lost, "this device's vault has no keys for its shards any more (a holder less until they are dealt anew) of"),
         (thin, "the loss of one more holder stops"),
         (tight, "made without a spare share, the loss of any holder is final for"),
     ] {

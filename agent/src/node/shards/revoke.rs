@@ -99,16 +99,16 @@ impl ShardStore {
         let mut opened = HashMap::new();
         let mut books = loop {
             // Openings may take long; the lock is not held for them.
+            let generation = self.vault.generation();
             let wanted: HashSet<VaultOpening> = {
-                let labels = self.active().into_iter().chain(self.pending());
+                let labels = self.sealed_under(|of| of >= generation).into_iter();
                 labels.map(|label| label.opening).filter(|opening| !opened.contains_key(opening)).collect()
             };
-            let generation = self.vault.generation();
             for opening in wanted {
                 opened.insert(opening, self.vault.key(generation, opening)?);
             }
             let books = self.books();
-            let all = self.active().into_iter().chain(self.pending());
+            let all = self.sealed_under(|of| of >= generation);
             if all.into_iter().all(|label| opened.contains_key(&label.opening)) {
                 break books;
             }
@@ -128,8 +128,8 @@ impl ShardStore {
         Ok(())
     }
 
-    /// A record that does not open under its vault key never will: it stays behind. So does one of an older generation. One of a newer
-    /// generation means that the vault was put back, and nothing is built on that.
+    /// A record that does not open under its vault key never will: it stays behind. One of an older generation is lost here, and stays as it
+    /// is until the ledger says that its key is over. One of a newer generation means that the vault was put back, and nothing is built on that.
     fn resealed(
         &self,
         generation: u64,
@@ -149,7 +149,8 @@ impl ShardStore {
                     return Err(VaultError::Generation { sealed, now: generation }.into());
                 }
                 if sealed.vault_generation < generation {
-                    tracing::error!(%shard, "a shard of an older generation of the vault is lost");
+                    tracing::error!(%shard, key = %label.key, "a shard of an older generation of the vault is lost here");
+                    records.insert(shard, sealed.clone());
                     continue;
                 }
                 let share = match self.unseal_by(&opened[&label.opening], sealed) {

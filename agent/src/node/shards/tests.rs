@@ -345,7 +345,7 @@ fn a_revocation_moves_every_live_shard_by_one_commit_and_no_old_copy_opens() {
     let old = ShardStore::open(&copy, DeviceId([1; 32]), opened.keys.clone()).unwrap();
     for label in old.active() {
         let error = old.open_share(&label.shard).unwrap_err();
-        assert!(matches!(error, ShardError::Vault(VaultError::Generation { sealed: 1, now: 2 })), "{error}");
+        assert!(matches!(error, ShardError::Lost { sealed: 1, now: 2, .. }), "{error}");
     }
 }
 
@@ -376,6 +376,9 @@ fn whatever_fails_or_crashes_there_is_one_generation_with_every_live_shard() {
             }
             let happened = [CommitAfter, CommitAfterThenSilent].contains(&fails);
             assert_eq!(opened.keys.chip().generation, if happened { 2 } else { 1 }, "{what}");
+            if !happened && fails != Stage {
+                assert_eq!(opened.keys.chip().staged, None, "{what}: what is staged is discarded");
+            }
             check_all_live(&opened, &what);
             assert_eq!(opened.store().waiting(), if happened { 0 } else { 2 }, "{what}");
             let more = opened.store().revoke().unwrap();
@@ -489,7 +492,7 @@ fn releases_and_offers_go_on_during_revocations() {
 }
 
 #[test]
-fn damaged_and_lost_records_stay_behind_and_a_vault_that_was_put_back_stops_everything() {
+fn damaged_records_stay_behind_lost_ones_are_told_and_a_vault_that_was_put_back_stops_everything() {
     let mut opened = filled();
     let change = |store: &ShardStore, number: u16, change: &dyn Fn(&mut Sealed)| {
         let mut active = store.active.write().unwrap();
@@ -499,15 +502,18 @@ fn damaged_and_lost_records_stay_behind_and_a_vault_that_was_put_back_stops_ever
     };
     change(opened.store(), 0, &|sealed| sealed.blob[20] ^= 1);
     change(opened.store(), 1, &|sealed| sealed.vault_generation = 0);
-    assert_eq!(opened.store().revoke().unwrap().kept, 11);
+    assert_eq!(opened.store().revoke().unwrap().kept, 12);
     opened.restart();
-    assert_eq!(opened.store().counts(), (7, 4));
-    assert!(!opened.store().has(&id(0)) && !opened.store().has(&id(1)));
+    assert_eq!(opened.store().counts(), (8, 4));
+    assert!(!opened.store().has(&id(0)));
+    assert_eq!(opened.store().lost().into_iter().map(|label| label.shard).collect::<Vec<_>>(), [id(1)]);
+    let refused = opened.store().open_share(&id(1)).unwrap_err();
+    assert!(matches!(refused, ShardError::Lost { sealed: 0, now: 2, .. }), "{refused}");
     opened.keys.chip().generation = 1;
     opened.restart();
     let error = opened.store().revoke().unwrap_err();
     assert!(matches!(error, ShardError::Vault(VaultError::Generation { sealed: 2, now: 1 })), "{error}");
-    assert_eq!((opened.store().counts(), opened.keys.chip().commits), ((7, 4), 1), "nothing is lost by it");
+    assert_eq!((opened.store().counts(), opened.keys.chip().commits), ((8, 4), 1), "nothing is lost by it");
 }
 
 #[test]

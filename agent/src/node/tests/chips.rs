@@ -71,7 +71,7 @@ impl Swtpm {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn tcti(&self) -> String {
+    pub fn tcti(&self) -> String {
         format!("swtpm:path={}", self.dir.path().join("tpm").display())
     }
 

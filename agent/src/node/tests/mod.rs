@@ -1,5 +1,6 @@
 //! The node as a whole: a gateway, real vaults, real peers.
 
+mod ahead;
 mod attestation;
 mod chips;
 mod figures;

@@ -102,6 +102,9 @@ pub enum VaultState {
     PolicyPending(String),
     /// It could not be opened after a change of generation; why. It is tried again from time to time.
     Closed(String),
+    /// It has no keys of the generation at which it is: its folder was put back from a copy, or somebody else moved its counter. The plugin's
+    /// words. Nothing is staged until the ledger has said which, see [`Vault::forsake`].
+    Ahead(String),
 }
 
 impl VaultState {
@@ -109,6 +112,7 @@ impl VaultState {
         match opening {
             Ok(()) => VaultState::Open,
             Err(error) if error.status() == Some(Status::PolicyPending) => VaultState::PolicyPending(error.to_string()),
+            Err(error) if error.status() == Some(Status::NoGeneration) => VaultState::Ahead(error.to_string()),
             Err(error) => VaultState::Closed(error.to_string()),
         }
     }
@@ -118,7 +122,7 @@ impl std::fmt::Display for VaultState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             VaultState::Open => f.write_str("open"),
-            VaultState::PolicyPending(why) | VaultState::Closed(why) => f.write_str(why),
+            VaultState::PolicyPending(why) | VaultState::Closed(why) | VaultState::Ahead(why) => f.write_str(why),
         }
     }
 }
@@ -218,6 +222,8 @@ pub struct Vault {
     openings: Openings,
     /// Held while it is being opened.
     state: Mutex<VaultState>,
+    /// The generation whose keys are given up; 0: none.
+    forsaken: AtomicU64,
 }
 
 impl std::fmt::Debug for Vault {
@@ -254,10 +260,13 @@ impl Vault {
             tiers: Tiers::default(),
             openings: Openings::default(),
             state: Mutex::new(VaultState::Closed("it was not opened yet".into())),
+            forsaken: AtomicU64::new(0),
         };
         let mut state = vault.lock_state();
         *state = match vault.open() {
-            Err(error) if error.status() == Some(Status::PolicyPending) => VaultState::PolicyPending(error.to_string()),
+            Err(error) if matches!(error.status(), Some(Status::PolicyPending | Status::NoGeneration)) => {
+                VaultState::after(Err(error))
+            }
             outcome => outcome.map(|()| VaultState::Open)?,
         };
         drop(state);
@@ -271,6 +280,22 @@ impl Vault {
             *state = VaultState::after(self.open());
         }
         state.clone()
+    }
+
+    /// Whether it has no keys of the generation at which it is.
+    pub fn is_ahead(&self) -> bool {
+        matches!(*self.lock_state(), VaultState::Ahead(_))
+    }
+
+    /// Gives up the keys of the generation at which the vault is: somebody else moved its counter, so no copy of its folder has them. From now
+    /// on the next generation may be staged. Only who has the ledger's word for it may say so.
+    pub fn forsake(&self) {
+        self.forsaken.store(self.generation(), Ordering::Release);
+    }
+
+    /// Whether the next generation has to be committed because no keys of the present one are left.
+    pub fn is_forsaken(&self) -> bool {
+        self.is_ahead() && self.forsaken.load(Ordering::Acquire) == self.generation()
     }
 
     /// Finds the committed generation, makes the first one if there is none, and opens its boot tier.
@@ -414,7 +439,13 @@ impl Vault {
         if generation != now {
             return Err(VaultError::Generation { sealed: generation, now });
         }
-        if self.offers(opening) { Ok(()) } else { Err(VaultError::Tier(opening)) }
+        if !self.offers(opening) {
+            return Err(VaultError::Tier(opening));
+        }
+        if self.tiers.boot(generation).is_none() && self.is_ahead() {
+            return Err(VaultError::Closed(self.state()));
+        }
+        Ok(())
     }
 
     fn boot_key(&self, generation: u64) -> Result<Arc<Secret<32>>, VaultError> {
@@ -487,6 +518,9 @@ impl SealingKeys for Vault {
     }
 
     fn stage(&self) -> Result<StagedKeys, VaultError> {
+        if self.is_ahead() && !self.is_forsaken() {
+            return Err(VaultError::Closed(self.state()));
+        }
         let next = self.generation() + 1;
         let staged = |tier: &Tier| Ok((*tier, Arc::new(self.plugins.stage(next, *tier)?)));
         Ok(StagedKeys::new(next, self.offered.iter().map(staged).collect::<Result<_, VaultError>>()?))
@@ -507,8 +541,9 @@ impl SealingKeys for Vault {
             // By this very answer: asked once more the vault might be silent, and what it has committed would count as not committed.
             let mut state = self.lock_state();
             *state = VaultState::after(self.open_at(now));
-            if let VaultState::PolicyPending(why) | VaultState::Closed(why) = &*state {
-                tracing::warn!(why, "the vault has moved to generation {now} and is not open");
+            if *state != VaultState::Open {
+                let why = &*state;
+                tracing::warn!(%why, "the vault has moved to generation {now} and is not open");
             }
         }
         Ok(now)
