@@ -19,7 +19,7 @@ use vaults::check_evidence;
 
 mod vaults;
 
-pub use vaults::{ALERT_AGAIN_MS, ALERT_BYTES_MAX, APPROVAL_BYTES_MAX, EVIDENCE_BYTES_MAX};
+pub use vaults::{ALERT_AGAIN_MS, ALERT_BYTES_MAX, ALERT_NEWS_MS, APPROVAL_BYTES_MAX, EVIDENCE_BYTES_MAX};
 
 /// Longest life of a session key after its delegation was sequenced: 8 hours.
 pub const SESSION_MS_MAX: u64 = 8 * 3600 * 1000;

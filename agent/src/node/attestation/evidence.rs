@@ -3,14 +3,14 @@
 
 use super::{cut, selection};
 use mayfly_attest::evidence::approval::Approval;
-use mayfly_attest::evidence::exchange::Signed;
+use mayfly_attest::evidence::exchange::{Proof, Signed};
 use mayfly_attest::evidence::object::Point;
 use mayfly_attest::judge::{self, Enrolled, Quote};
 use mayfly_protocol::apply::ALERT_BYTES_MAX;
-use mayfly_protocol::attested::{counter_context, quote_context};
+use mayfly_protocol::attested::{counter_context, enrolment_context, quote_context};
 use mayfly_protocol::record::{AlertKind, Registers};
-use mayfly_protocol::state::Device;
-use mayfly_protocol::{DeviceId, State};
+use mayfly_protocol::state::{Attestation, Device};
+use mayfly_protocol::{AuthorId, DeviceId, State};
 
 /// Something that is wrong with a device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -136,11 +136,17 @@ fn judge_generation(state: &State, id: &DeviceId, device: &Device, enrolled: &En
     }
 }
 
-/// Generations that the chip has proved, with the time: to those who attested it, and in its newest VAULT-GENERATION.
+/// Generations that the chip has proved, with the time: to those who attested it, and in its newest VAULT-GENERATION. Nobody's word is taken
+/// for it: the chip's own statements are on the ledger, and the secrets of the challenges that they answered.
 fn proofs(state: &State, id: &DeviceId, device: &Device, enrolled: &Enrolled) -> Vec<(u64, u64)> {
-    let of_chip = |a: &&mayfly_protocol::state::Attestation| Some(&a.record.chip) == device.chip.as_deref();
-    let mut proofs: Vec<_> =
-        device.attestations.values().filter(of_chip).map(|a| (a.record.generation, a.time_ms)).collect();
+    let proven = |(author, a): (&AuthorId, &Attestation)| {
+        let said = &*a.record;
+        let context = enrolment_context(&state.network, id, author);
+        let (proof, selected) = (Proof::decode(&said.proof).ok()?, selection(said.registers.selected)?);
+        let (counter, _) = judge::check_proof(enrolled, &said.secret, &context, selected, &proof).ok()?;
+        (counter == said.generation).then_some((counter, a.time_ms))
+    };
+    let mut proofs: Vec<_> = device.attestations.iter().filter_map(proven).collect();
     if let Some(stated) = &device.generation_stated
         && let Some(proof) = &stated.record.proof
         && let Ok(signed) = Signed::decode(proof)

@@ -19,6 +19,8 @@ pub const ALERT_BYTES_MAX: usize = 256;
 const REGISTERS: u32 = 24;
 /// The same alert of the same device stands for so long, milliseconds, before it may be said anew.
 pub const ALERT_AGAIN_MS: u64 = 3600 * 1000;
+/// The same device's alert about the same thing in other words, likewise: nobody fills the ledger by it.
+pub const ALERT_NEWS_MS: u64 = 60 * 1000;
 
 /// A chip's statement is not judged here, only kept in bounds: whoever acts upon it checks it.
 pub(super) fn check_evidence(evidence: Option<&[u8]>) -> Result<(), Refusal> {
@@ -77,11 +79,7 @@ impl State {
     }
 
     pub(super) fn check_vault_generation(&self, entry: &Entry, r: &record::VaultGeneration) -> Result<(), Refusal> {
-        let device = self.devices.get(&DeviceId::from(entry.author));
-        let device = device.ok_or(Refusal::Authority("the author is not a device"))?;
-        if device.is_banned() {
-            return Err(Refusal::Authority("the author is banned"));
-        }
+        let device = self.speaking_member(entry)?;
         if !entry.is_signed_by(&device.identity) {
             return Err(Refusal::Signature("the identity key"));
         }
@@ -105,11 +103,7 @@ impl State {
     }
 
     pub(super) fn check_alert(&self, time_ms: u64, entry: &Entry, r: &record::Alert) -> Result<(), Refusal> {
-        let author = DeviceId::from(entry.author);
-        let device = self.devices.get(&author).ok_or(Refusal::Authority("the author is not a device"))?;
-        if device.is_banned() {
-            return Err(Refusal::Authority("the author is banned"));
-        }
+        let (author, device) = (DeviceId::from(entry.author), self.speaking_member(entry)?);
         let by_identity = author == r.about && entry.is_signed_by(&device.identity);
         if !by_identity {
             self.need_session(time_ms, entry)?;
@@ -117,10 +111,18 @@ impl State {
         ensure(self.devices.contains_key(&r.about), "no such device")?;
         check_name_length(&r.text, ALERT_BYTES_MAX)?;
         let standing = self.alerts.get(&(r.about, r.what, author));
+        let pause = |text: &str| if text == r.text { ALERT_AGAIN_MS } else { ALERT_NEWS_MS };
         ensure(
-            standing.is_none_or(|a| a.time_ms.saturating_add(ALERT_AGAIN_MS) <= time_ms || a.record.text != r.text),
-            "the alert stands already",
+            standing.is_none_or(|a| a.time_ms.saturating_add(pause(&a.record.text)) <= time_ms),
+            "the alert stands already: the same one for an hour, another about the same for a minute",
         )
+    }
+
+    /// The approved device that is the author: one that only waits for approval does not fill the ledger.
+    fn speaking_member(&self, entry: &Entry) -> Result<&Device, Refusal> {
+        let id = DeviceId::from(entry.author);
+        self.member(&id).map_err(|_| Refusal::Authority("the author is not an approved device"))?;
+        self.devices.get(&id).ok_or(Refusal::Authority("the author is not a device"))
     }
 
     pub(super) fn attest(&mut self, time_ms: u64, entry: &Entry, r: &record::Attest) {

@@ -1,7 +1,7 @@
 //! Attestations, generations, approvals of registers, alerts: every rule broken once.
 
 use super::*;
-use crate::apply::{ALERT_AGAIN_MS, ALERT_BYTES_MAX, APPROVAL_BYTES_MAX, EVIDENCE_BYTES_MAX};
+use crate::apply::{ALERT_AGAIN_MS, ALERT_BYTES_MAX, ALERT_NEWS_MS, APPROVAL_BYTES_MAX, EVIDENCE_BYTES_MAX};
 use crate::attested::Attested;
 use crate::record::{Alert, AlertKind, Attest, Chip, PcrApproval, Quoted, Registers, VaultGeneration};
 
@@ -182,6 +182,9 @@ fn which_registers_count() {
 #[test]
 fn generations_only_grow() {
     let mut w = World::new();
+    w.enroll(15);
+    w.refuses(15, &[15], generation(1), "authority");
+    w.refuses(15, &[15], alert(15, "not approved yet"), "authority");
     w.refuses(11, &[11], generation(1), "rule");
     w.refuses(11, &[11], VaultGeneration { generation: 2, proof: Some(vec![]) }, "rule");
     let long = Some(vec![0; EVIDENCE_BYTES_MAX + 1]);
@@ -246,11 +249,14 @@ fn alerts_stand_until_the_device_delegates_anew() {
     w.refuses(11, &[21], alert(12, "\n"), "rule");
     w.post(11, &[21], alert(12, "no quote")).unwrap();
     w.refuses(11, &[21], alert(12, "no quote"), "rule");
-    w.post(11, &[21], alert(12, "no proof")).unwrap();
+    w.refuses(11, &[21], alert(12, "no proof"), "rule");
+    let news = w.entry(11, &[21], alert(12, "no proof"));
+    w.state.clone().apply(T0 + w.log.len() as u64 - 1 + ALERT_NEWS_MS, &news.encode()).unwrap();
     w.post(12, &[12], Alert { what: AlertKind::VaultBehind, ..alert(12, "behind") }).unwrap();
     assert_eq!(w.state.alerts_about(&device_id(12)).count(), 2);
     assert_eq!(w.state.alerts_about(&device_id(11)).count(), 0);
-    let again = w.entry(11, &[21], alert(12, "no proof"));
+    let again = w.entry(11, &[21], alert(12, "no quote"));
+    assert!(w.state.clone().apply(T0 + w.log.len() as u64 + ALERT_NEWS_MS, &again.encode()).is_err());
     w.state.clone().apply(T0 + w.log.len() as u64 - 1 + ALERT_AGAIN_MS, &again.encode()).unwrap();
 
     w.post(12, &[22], alert(11, "about another")).unwrap();
