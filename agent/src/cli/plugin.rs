@@ -303,7 +303,7 @@ impl Test {
         let work = Temporary::new()?;
         let folder = work.0.clone();
         // A software TPM ends with this process.
-        when_interrupted(move || drop(std::fs::remove_dir_all(folder)))?;
+        when_interrupted(move || remove(&folder))?;
         let path = std::path::absolute(&self.path).with_context(|| format!("cannot use {}", self.path.display()))?;
         let rule = path_rule(self.danger_development);
         let mut config = HostConfig {
@@ -317,6 +317,17 @@ impl Test {
         let report = contract::run(&config)?;
         out.result(&to_json(&report), |_| report.to_string())?;
         if report.passed() { Ok(()) } else { bail!("{} does not keep its contract", report.plugin) }
+    }
+}
+
+/// Removes the folder of an interrupted test, in which others may still be writing for a moment.
+fn remove(folder: &Path) {
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        if std::fs::remove_dir_all(folder).is_ok() || !folder.exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

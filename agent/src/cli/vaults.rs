@@ -215,6 +215,7 @@ fn show(vault: &Value) -> String {
     let rows = [
         ("kind", field(vault, "kind")),
         ("state", field(vault, "state")),
+        ("trouble now", field(vault, "trouble")),
         ("reason", field(vault, "reason")),
         ("next", field(vault, "next")),
         ("generation", field(vault, "generation")),

@@ -434,6 +434,14 @@ impl Node {
         self.vault.figures()
     }
 
+    /// Whether the chip or token is well now, as far as it says within `patience`.
+    ///
+    /// # Errors
+    /// A sentence: what is wrong with it.
+    pub fn vault_health(&self, patience: Duration) -> Result<(), String> {
+        self.vault.health_within(patience)
+    }
+
     /// Erased shards that a copy of this device's disk could still give to who has its vault: they wait for a revocation.
     pub fn unrevoked(&self) -> usize {
         self.holder.waiting()

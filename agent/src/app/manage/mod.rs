@@ -121,7 +121,7 @@ fn carry_out(caller: &Caller<'_>, command: Command) -> Done<Value> {
         Command::TokenList {} => Ok(tokens::list(caller)),
         Command::DeviceList {} => Ok(devices::list(caller)),
         Command::DeviceShow { device } => devices::show(caller, &device),
-        Command::VaultShow {} => Ok(vault::line(caller, &caller.app.keys.state())),
+        Command::VaultShow {} => Ok(vault::show(caller)),
         Command::VaultRevoke {} => vault::revoke(caller),
         Command::VaultBench { rounds, commit } => vault::bench(caller, rounds, commit),
         Command::VaultPolicy {} => vault::policy(caller),

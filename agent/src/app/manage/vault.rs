@@ -9,6 +9,7 @@ use mayfly_protocol::state::State;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::names;
 use crate::app::caller::Caller;
@@ -19,6 +20,9 @@ use crate::node::{Node, ShardError, ToApprove, VaultError};
 
 /// Most rounds of a measurement.
 pub const ROUNDS_MAX: usize = 1000;
+
+/// How long the chip or token may take to answer; slow ones take a second.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The vault in a few fields; all that there is when it does not open.
 pub fn line(caller: &Caller<'_>, state: &State) -> Value {
@@ -37,6 +41,14 @@ pub fn line(caller: &Caller<'_>, state: &State) -> Value {
         "unrevoked": agent.node().map(Node::unrevoked),
         "tiers": agent.node().map(|node| json!(node.vault_figures().tiers)),
     })
+}
+
+/// The same, and whether the chip or token answers at this moment: a vault that is open needs it only for its next opening.
+pub fn show(caller: &Caller<'_>) -> Value {
+    let mut shown = line(caller, &caller.app.keys.state());
+    let health = caller.app.keys.node().map(|node| node.vault_health(HEALTH_PATIENCE));
+    shown["trouble"] = health.and_then(Result::err).map_or(Value::Null, Value::from);
+    shown
 }
 
 fn node<'a>(caller: &'a Caller<'_>) -> Done<&'a Node> {

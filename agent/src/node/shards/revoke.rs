@@ -155,6 +155,7 @@ impl ShardStore {
                 }
                 let share = match self.unseal_by(&opened[&label.opening], sealed) {
                     Err(ShardError::Damaged(_)) => {
+                        self.check_steady(generation, label.opening, &opened[&label.opening])?;
                         tracing::error!(%shard, "a shard's record is damaged, and is left behind");
                         continue;
                     }
@@ -166,6 +167,12 @@ impl ShardStore {
             }
         }
         Ok(records)
+    }
+
+    /// A vault that gave a wrong key once must not make a whole tier look damaged, and lose it.
+    fn check_steady(&self, generation: u64, opening: VaultOpening, key: &Secret<32>) -> Result<(), ShardError> {
+        let again = self.vault.key_anew(generation, opening)?;
+        if ct_eq(again.expose(), key.expose()) { Ok(()) } else { Err(ShardError::Unsteady) }
     }
 
     /// The vault moves, and what is in memory after it. Releases that come in between wait for the end of it.

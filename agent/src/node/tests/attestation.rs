@@ -220,11 +220,21 @@ fn statements_that_do_not_hold(state: &State, device: DeviceId, vault: &Vault) {
         let found = judged(&|d| d.delegation = Some(Arc::new(delegation.clone())));
         assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains("not bound")), "{found:?}");
     }
-    let reattested = |change: &dyn Fn(&mut Registers)| judged(&|d| attest_others(d, change));
+    let reattested =
+        |change: &dyn Fn(&mut Registers)| judged(&|d| attest_others(d, &|said| change(&mut said.registers)));
     let found = reattested(&|r| r.selected = 1 << 7);
-    assert!(matches!(&found[..], [(AlertKind::Evidence, text)] if text.contains("states something else")), "{found:?}");
+    // Nor does a chip's proof hold of other registers than it quoted in it.
+    let [by_quote, by_proof] = &found[..] else { panic!("{found:?}") };
+    assert!(by_quote.0 == AlertKind::Evidence && by_quote.1.contains("states something else"), "{found:?}");
+    assert!(by_proof.0 == AlertKind::Evidence && by_proof.1.contains("is not proven by the chip"), "{found:?}");
     let found = reattested(&|r| r.digest.0[0] ^= 1);
     assert!(matches!(&found[..], [(AlertKind::Registers, _)]), "{found:?}");
+    // Whoever attests a device cannot vouch for a generation that its chip has not proved.
+    let vouched = judged(&|d| {
+        d.vault_generation = 7;
+        attest_others(d, &|said| said.generation = 7);
+    });
+    assert!(matches!(&vouched[..], [(AlertKind::Evidence, text)] if text.contains("not proven")), "{vouched:?}");
     // An approval of just these registers puts it right; of others it does not.
     let registers = state.attested_registers(&device).unwrap();
     for (flip, expected) in [(0, 0), (1, 1)] {
@@ -240,7 +250,7 @@ fn statements_that_do_not_hold(state: &State, device: DeviceId, vault: &Vault) {
         let mut changed = state.clone();
         let known = changed.devices.get_mut(&device).unwrap();
         known.pcr_approvals.push(Arc::new(PcrApproval { device, approval: approval.encode() }));
-        attest_others(known, &|r| r.digest.0[0] ^= 1);
+        attest_others(known, &|said| said.registers.digest.0[0] ^= 1);
         assert_eq!(evidence::judge(&changed, &device).len(), expected);
     }
     // Generations.
@@ -269,11 +279,11 @@ fn statements_that_do_not_hold(state: &State, device: DeviceId, vault: &Vault) {
 }
 
 /// As if other registers had been attested.
-fn attest_others(device: &mut mayfly_protocol::state::Device, change: &dyn Fn(&mut Registers)) {
+fn attest_others(device: &mut mayfly_protocol::state::Device, change: &dyn Fn(&mut Attest)) {
     for author in device.attestations.keys().copied().collect::<Vec<_>>() {
         let attestation = device.attestations.get_mut(&author).unwrap();
         let mut record = (*attestation.record).clone();
-        change(&mut record.registers);
+        change(&mut record);
         attestation.record = Arc::new(record);
     }
 }

@@ -21,14 +21,15 @@ use crate::config;
 use figures::Openings;
 use mayfly_crypto::sign::{Alg, PublicKey, SignError};
 use mayfly_crypto::vault::window_key;
-use mayfly_plugin_api::{ArtifactMissing, Health, PluginError, Status, Tier, abi};
+use mayfly_plugin_api::{ArtifactMissing, Health, HealthState, PluginError, Status, Tier, abi};
 use mayfly_protocol::DeviceId;
 use mayfly_protocol::ids::public_key_id;
 use mayfly_protocol::record::VaultOpening;
 use mayfly_secmem::Secret;
 use plugins::Plugins;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tiers::Tiers;
@@ -220,6 +221,8 @@ pub struct Vault {
     generation: AtomicU64,
     tiers: Tiers,
     openings: Openings,
+    /// A question about its health waits for an answer.
+    health_asked: AtomicBool,
     /// Held while it is being opened.
     state: Mutex<VaultState>,
     /// The generation whose keys are given up; 0: none.
@@ -259,6 +262,7 @@ impl Vault {
             generation: AtomicU64::new(0),
             tiers: Tiers::default(),
             openings: Openings::default(),
+            health_asked: AtomicBool::new(false),
             state: Mutex::new(VaultState::Closed("it was not opened yet".into())),
             forsaken: AtomicU64::new(0),
         };
@@ -390,6 +394,33 @@ impl Vault {
     /// [`VaultError::Plugin`].
     pub fn health(&self) -> Result<Health, VaultError> {
         Ok(self.plugins.health()?)
+    }
+
+    /// Whether it is well, as far as it says within `patience`: one that hangs holds up nobody who only wants to know, and one question at a
+    /// time waits for it.
+    ///
+    /// # Errors
+    /// A sentence: what is wrong.
+    pub fn health_within(self: &Arc<Self>, patience: Duration) -> Result<(), String> {
+        let silent = || Err("it does not answer".to_owned());
+        if self.health_asked.swap(true, Ordering::AcqRel) {
+            return silent();
+        }
+        let (vault, (answer, answered)) = (self.clone(), sync_channel(1));
+        let ask = move || {
+            let health = match vault.health() {
+                Ok(health) if health.state == HealthState::Ok => Ok(()),
+                Ok(health) => Err(health.detail),
+                Err(error) => Err(error.to_string()),
+            };
+            vault.health_asked.store(false, Ordering::Release);
+            let _ = answer.send(health); // whoever asked may have lost patience
+        };
+        if let Err(error) = std::thread::Builder::new().name("vault-health".into()).spawn(ask) {
+            self.health_asked.store(false, Ordering::Release);
+            return Err(error.to_string());
+        }
+        answered.recv_timeout(patience).unwrap_or_else(|_| silent())
     }
 
     /// Management of the plugin's own, described on its page; of a combined vault, of its TPM.
