@@ -198,7 +198,6 @@ impl Agent for Desk {
             software_only: false,
             note: String::new(),
             generation: 0,
-            host_pid: None,
             lost: Vec::new(),
         };
         self.open_node().map_or_else(unknown, |node| node.vault())

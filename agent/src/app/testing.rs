@@ -345,14 +345,7 @@ impl Agent for TestNet {
     }
 
     fn vault(&self) -> VaultStatus {
-        VaultStatus {
-            kind: "file".into(),
-            software_only: true,
-            note: String::new(),
-            generation: 1,
-            host_pid: None,
-            lost: Vec::new(),
-        }
+        VaultStatus { kind: "file".into(), software_only: true, note: String::new(), generation: 1, lost: Vec::new() }
     }
 
     fn chip(&self) -> Result<Option<Shown>, ChipError> {

@@ -4,7 +4,7 @@ use super::TroubleState;
 use super::directory::{Behind, Ledger, View};
 use super::error::{KeyError, KeyErrorKind, Missed};
 use super::fresh::Fresh;
-use super::holder::Holder;
+use super::holder::{Holder, Share};
 use super::key::{AssembledKey, AssemblyReport, ShareReport};
 use super::peers::{Exchange, Outcome, Peers};
 use mayfly_crypto::pedersen;
@@ -12,14 +12,17 @@ use mayfly_crypto::schedule::{self, Label, Prk};
 use mayfly_crypto::wrap;
 use mayfly_protocol::assembly::{Assembly, Candidate, DEADLINE, Failure, FailureKind, Missing, ShareOf, Step};
 use mayfly_protocol::deal;
-use mayfly_protocol::peer::{Ask, NONCE_BYTES, Release, Reply};
+use mayfly_protocol::peer::{Ask, NONCE_BYTES, Refused, Release, Reply};
 use mayfly_protocol::record::Key;
 use mayfly_protocol::rules::{Clocks, KeyType, ReleaseQuery, Use};
 use mayfly_protocol::{DeviceId, KeyId, State};
 use mayfly_secmem::{Exhausted, SECRET_BYTES_MAX, Secret, SecretBytes, on_secret_stack, random};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+/// How often our own vault, while it is being opened, is looked at beside the answers of others.
+const OPENING_LOOK: Duration = Duration::from_millis(1);
 /// How often an assembly begins anew because the ledger has gone on meanwhile.
 const EPOCH_RETRIES: usize = 3;
 
@@ -149,6 +152,8 @@ struct Attempt<'a> {
     ledger_size: u64,
     arrivals: Vec<(DeviceId, Duration)>,
     liars: Vec<DeviceId>,
+    /// Our own vault is being opened.
+    opening: Option<Receiver<Result<Share, Refused>>>,
 }
 
 enum Trouble {
@@ -183,7 +188,18 @@ impl<'a> Attempt<'a> {
         let candidates = on.candidates(&key, permit.clocks);
         let assembly = Assembly::new(&key, &candidates, DEADLINE);
         let ledger_size = permit.ledger_size;
-        Ok(Attempt { on, key, key_type, ask, assembly, began, ledger_size, arrivals: Vec::new(), liars: Vec::new() })
+        Ok(Attempt {
+            on,
+            key,
+            key_type,
+            ask,
+            assembly,
+            began,
+            ledger_size,
+            arrivals: Vec::new(),
+            liars: Vec::new(),
+            opening: None,
+        })
     }
 
     fn run(&mut self) -> Result<AssembledKey, Trouble> {
@@ -191,14 +207,22 @@ impl<'a> Attempt<'a> {
         let mut exchange = Exchange::new(&on.peers);
         loop {
             match self.assembly.next(self.began.elapsed()) {
-                Step::Ask(device) if device == on.device => self.own_share(),
+                Step::Ask(device) if device == on.device => self.ask_ourselves(),
                 Step::Ask(device) => {
                     let ask = self.ask.clone();
                     exchange.ask(device, Box::new(move |_| Ok(Ask::Release(ask.clone()))));
                 }
                 Step::Wait(until) => {
                     let until = self.began + until;
-                    exchange.wait(until, |device, outcome| self.came(device, outcome));
+                    if self.opening.is_none() {
+                        exchange.wait(until, |device, outcome| self.came(device, outcome));
+                    } else if exchange.pending() > 0 {
+                        let until = until.min(Instant::now() + OPENING_LOOK);
+                        exchange.wait(until, |device, outcome| self.came(device, outcome));
+                        self.look_at_our_vault(Instant::now());
+                    } else {
+                        self.look_at_our_vault(until);
+                    }
                 }
                 Step::Combine => match self.combine()? {
                     Some(assembled) => {
@@ -214,9 +238,34 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Our own shard, judged as everybody's.
-    fn own_share(&mut self) {
-        match self.on.holder.release(&self.ask) {
+    /// Our own shard, judged as everybody's. A vault that has to be opened for it, which may take long or hang, is waited for beside the others.
+    fn ask_ourselves(&mut self) {
+        if self.on.holder.has_at_hand(self.key.policy.vault_opening) {
+            return self.own_share(self.on.holder.release(&self.ask));
+        }
+        match self.on.holder.release_beside(&self.ask) {
+            Ok(opening) => self.opening = Some(opening),
+            Err(refused) => self.own_share(Err(refused)),
+        }
+    }
+
+    /// Takes what our vault has given until then, if anything.
+    fn look_at_our_vault(&mut self, until: Instant) {
+        let Some(opening) = &self.opening else { return };
+        match opening.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Err(RecvTimeoutError::Timeout) => {}
+            answer => {
+                self.opening = None;
+                match answer {
+                    Ok(released) => self.own_share(released),
+                    Err(_) => self.assembly.missing(self.on.device, Missing::Lost("its thread ended".into())),
+                }
+            }
+        }
+    }
+
+    fn own_share(&mut self, released: Result<Share, Refused>) {
+        match released {
             Ok(share) => {
                 let about = self.about(share.index);
                 self.take(self.on.device, &about, share.value);
@@ -327,9 +376,14 @@ impl<'a> Attempt<'a> {
             Trouble::Failure(failure) => failure,
         };
         let state = self.on.ledger.replica().effective();
+        let reason = |device: &DeviceId, why: &Missing| match why {
+            _ if state.is_banned(device) => "it is banned".to_owned(),
+            Missing::Late if *device == self.on.device => "its own vault did not open in time".to_owned(),
+            why => why.to_string(),
+        };
         let missed = |(device, why): &(DeviceId, Missing)| Missed {
             device: state.device_name(device),
-            reason: if state.is_banned(device) { "it is banned".into() } else { why.to_string() },
+            reason: reason(device, why),
         };
         let devices = failure.missing.iter().map(missed).collect();
         let (have, needed) = (failure.have, failure.needed);
@@ -360,8 +414,8 @@ impl Assembler {
         let valid = || key.shards.iter().filter(|s| s.is_valid(clocks));
         let accepted = |device: &DeviceId| key.acceptances.iter().any(|a| a.device == *device);
         let own = valid().filter(|s| s.device == self.device && accepted(&s.device));
-        let mut candidates: Vec<Candidate> =
-            own.map(|s| Candidate { device: s.device, usual: Duration::ZERO }).collect();
+        let usual = self.holder.usual_opening(key.policy.vault_opening);
+        let mut candidates: Vec<Candidate> = own.map(|s| Candidate { device: s.device, usual }).collect();
         let others = |which: bool| valid().map(|s| s.device).filter(move |d| *d != self.device && accepted(d) == which);
         candidates.extend(self.peers.by_preference(others(true)));
         candidates.extend(self.peers.by_preference(others(false)));

@@ -20,10 +20,12 @@ use mayfly_protocol::apply::DEADLINE_MS_MAX;
 use mayfly_protocol::deal::{self, DEADLINE_MARGIN_MS, DealRefused};
 use mayfly_protocol::freshness::{Freshness, NotFresh};
 use mayfly_protocol::peer::{Cause, Offer, Refused, Release, Released, Reply};
-use mayfly_protocol::record::{Acceptance, Key};
+use mayfly_protocol::record::{Acceptance, Key, VaultOpening};
 use mayfly_protocol::rules::Denied;
 use mayfly_protocol::{DeviceId, ShardId, State, cbor};
 use mayfly_secmem::Secret;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ const FRESH_PATIENCE: Duration = Duration::from_millis(1000);
 const DELETE_GRACE_MS: u64 = 24 * 3600 * 1000;
 /// Offers that a dealer may make per second, each of which costs a write to the disk; twice as many at once.
 const OFFERS_PER_SECOND_MAX: u32 = 200;
+/// Most operations that wait for an opening of the vault at the same time; one opening serves all.
+const WAITING_FOR_VAULT_MAX: usize = 256;
 /// How long a request from somebody who knows more of the ledger may wait for us to catch up.
 const CATCH_UP_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -61,6 +65,24 @@ pub struct Holder {
     offers: RateLimit,
     /// Promotions and erasures go one at a time.
     sweeping: Mutex<()>,
+    /// Operations that wait for an opening beside other holders' answers.
+    waiting_for_vault: Arc<AtomicUsize>,
+}
+
+/// One of those that wait for the vault.
+struct Waits(Arc<AtomicUsize>);
+
+impl Waits {
+    fn begin(all: &Arc<AtomicUsize>) -> Option<Waits> {
+        let waits = Waits(all.clone());
+        (all.fetch_add(1, Ordering::AcqRel) < WAITING_FOR_VAULT_MAX).then_some(waits)
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Parts that a holder works with.
@@ -88,7 +110,8 @@ impl Holder {
         let Parts { session, ledger, fresh, vault, shards, grants, releases_per_second_max } = parts;
         let limit = RateLimit::new(releases_per_second_max);
         let offers = RateLimit::new(OFFERS_PER_SECOND_MAX);
-        Holder { device, session, ledger, fresh, vault, shards, grants, limit, offers, sweeping: Mutex::default() }
+        let (sweeping, waiting_for_vault) = (Mutex::default(), Arc::default());
+        Holder { device, session, ledger, fresh, vault, shards, grants, limit, offers, sweeping, waiting_for_vault }
     }
 
     // --- releasing ----------------------------------------------------------------------------------------------------------
@@ -154,6 +177,34 @@ impl Holder {
 
     fn not_behind(&self, view: &View) -> Result<(), Refused> {
         self.check_vault(view).map_err(|behind| self.refused(Cause::Failed, behind.to_string()))
+    }
+
+    /// Whether a release needs no opening of the vault that may take long.
+    pub fn has_at_hand(&self, opening: VaultOpening) -> bool {
+        self.vault.has_at_hand(opening)
+    }
+
+    /// How long our own shard usually takes.
+    pub fn usual_opening(&self, opening: VaultOpening) -> Duration {
+        if self.has_at_hand(opening) { Duration::ZERO } else { self.vault.usual_opening(opening) }
+    }
+
+    /// [`Holder::release`] on a thread of its own: the caller asks others meanwhile, and goes on without it when it takes too long.
+    ///
+    /// # Errors
+    /// [`Refused`]: as many wait for the vault already as may.
+    pub fn release_beside(self: &Arc<Self>, ask: &Release) -> Result<Receiver<Result<Share, Refused>>, Refused> {
+        let busy = || self.refused(Cause::Busy, "too many operations wait for this device's vault");
+        let waits = Waits::begin(&self.waiting_for_vault).ok_or_else(busy)?;
+        let (answer, answered) = sync_channel(1);
+        let (holder, ask) = (self.clone(), ask.clone());
+        let release = move || {
+            let _waits = waits;
+            let _ = answer.send(holder.release(&ask)); // whoever asked may have gone on; the share is wiped then
+        };
+        let spawned = std::thread::Builder::new().name("vault-open".into()).spawn(release);
+        spawned.map_err(|error| self.refused(Cause::Failed, error.to_string()))?;
+        Ok(answered)
     }
 
     /// The ledger's answer. When the requester knows more of the ledger than we do, it is asked again after catching up.

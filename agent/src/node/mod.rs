@@ -165,8 +165,6 @@ pub struct VaultStatus {
     pub note: String,
     /// Generation of its keys.
     pub generation: u64,
-    /// Process of its plugin.
-    pub host_pid: Option<u32>,
     /// Keys whose shards are lost here: sealed under a generation of which the vault has no keys any more.
     pub lost: Vec<KeyId>,
 }
@@ -408,7 +406,6 @@ impl Node {
             software_only: self.vault.software_only(),
             note: self.vault.note().to_owned(),
             generation: self.vault.generation(),
-            host_pid: self.vault.host_pid(),
             lost: self.holder.lost(),
         }
     }

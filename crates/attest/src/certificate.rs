@@ -54,7 +54,9 @@ pub enum CertificateError {
     #[error("the certificate does not name the TPM's maker and model")]
     NoMaker,
     /// A TPM that is a program.
-    #[error("the TPM is software ({maker} {model}), which anybody can copy; for development there are --danger-allow-software and `[attestation] danger_allow_software`")]
+    #[error(
+        "the TPM is software ({maker} {model}), which anybody can copy; for development there are --danger-allow-software and `[attestation] danger_allow_software`"
+    )]
     Software {
         /// Its maker as the certificate says.
         maker: String,

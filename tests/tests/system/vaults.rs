@@ -65,6 +65,35 @@ fn every_kind_of_vault_gives_its_shard() {
     assert_eq!(network.pid("agent-1"), agent, "the agent was started again");
 }
 
+/// A vault that hangs holds up neither an operation on its own device nor the question how it is.
+#[test]
+fn a_vault_that_hangs_is_done_without() {
+    let options = Options { threshold: 2, vaults: "tpm,file", vault_open: "per-release", ..Options::default() };
+    let network = Network::up(&options);
+    let first = network.agent(1);
+    for (name, split) in [("two", "2/3"), ("three", "3/3")] {
+        first.mayfly(&["key", "create", name, "--type", "aes:256", "--split", split]).ok();
+    }
+    let iv = |key: &str| first.mayfly_reading(&["iv", "--key", key], b"text");
+    iv("two").ok();
+    network.dev("pause", "swtpm-1");
+    let began = Instant::now();
+    iv("two").ok();
+    assert!(began.elapsed() < Duration::from_secs(5), "others were enough: {:?}", began.elapsed());
+    iv("three").refused("2 of 3 shards");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "a deadline is one for our own vault, too: {:?}",
+        began.elapsed()
+    );
+    let why = first.mayfly(&["why"]).ok().text();
+    assert!(why.contains("agent-1: its own vault did not open in time"), "{why}");
+    let shown = first.mayfly(&["vault", "show", "--json"]).ok().json();
+    assert_eq!(shown["trouble"], "it does not answer", "{shown}");
+    network.dev("resume", "swtpm-1");
+    iv("three").ok();
+}
+
 #[test]
 fn tpms_end_with_their_network_and_come_back_before_their_agents() {
     let network = all_kinds();

@@ -34,6 +34,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tiers::Tiers;
 
+/// What an opening is thought to take before one was measured.
+const OPENING_GUESS: Duration = Duration::from_millis(20);
+
 /// Why the vault does not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
@@ -383,11 +386,6 @@ impl Vault {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The process that hosts the plugin, of a combined vault the first one.
-    pub fn host_pid(&self) -> Option<u32> {
-        self.plugins.host_pid()
-    }
-
     /// State of what is under the plugin.
     ///
     /// # Errors
@@ -455,6 +453,20 @@ impl Vault {
     #[cfg(test)]
     pub(super) fn danger_kill_for_test(&self) {
         self.plugins.chip().danger_kill_host();
+    }
+
+    /// Whether the key of this opening is in memory, or never will be: no wait for the chip either way.
+    pub fn has_at_hand(&self, opening: VaultOpening) -> bool {
+        match opening {
+            VaultOpening::Boot => true,
+            VaultOpening::Window(seconds) => self.tiers.has_window(self.generation(), seconds),
+            VaultOpening::PerRelease => false,
+        }
+    }
+
+    /// How long an opening usually takes here; a guess before the first.
+    pub fn usual_opening(&self, opening: VaultOpening) -> Duration {
+        self.openings.median(tier(opening)).unwrap_or(OPENING_GUESS)
     }
 
     /// Whether shards can be kept that are opened like this.

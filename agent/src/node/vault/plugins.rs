@@ -131,10 +131,6 @@ impl Plugins {
         self.parts.iter().find(|part| part.kind == CHIP).map_or(self.first(), |part| &part.plugin)
     }
 
-    pub(super) fn host_pid(&self) -> Option<u32> {
-        self.first().host_pid()
-    }
-
     fn first(&self) -> &VaultPlugin {
         &self.parts.first().expect("a vault has a part").plugin
     }

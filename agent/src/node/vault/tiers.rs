@@ -88,6 +88,11 @@ impl Tiers {
         Ok(ours.expect("it was added to those served"))
     }
 
+    /// Whether the key of such a window is in memory.
+    pub(super) fn has_window(&self, generation: u64, seconds: u32) -> bool {
+        self.windows.live(generation, seconds).is_some()
+    }
+
     pub(super) fn per_release(
         &self,
         generation: u64,
