@@ -74,7 +74,7 @@ pub struct Verify {
 pub struct Pin {
     /// The plugin's shared library
     path: PathBuf,
-    /// Write the line into the [vault] section of this file; the agent reads it at its next start
+    /// Write the line into the `[vault]` section of this file; the agent reads it at its next start
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// DANGER: the plugin may lie in a build tree that your group can change

@@ -42,7 +42,7 @@ pub struct VaultOptions {
     /// What seals this device's keys
     #[arg(long, value_enum, value_name = "KIND", default_value = "file")]
     vault: VaultKind,
-    /// A file with a ready [vault] section, for everything that the other options do not say
+    /// A file with a ready `[vault]` section, for everything that the other options do not say
     #[arg(long, value_name = "FILE", conflicts_with = "vault")]
     vault_config: Option<PathBuf>,
     /// tpm: way to the chip [default: device:/dev/tpmrm0]
